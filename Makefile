@@ -1,0 +1,101 @@
+# Everything a developer does here has a target; "make help" lists them.
+# "make run" and "make test" need only Go, git and make on Debian, as root:
+# they install what else is missing.
+
+SHELL := /bin/sh
+B := .build
+TAGS := seccomp,netgo,osusergo
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+# libseccomp is linked statically: compute nodes do not have it.
+PC := $(CURDIR)/$(B)/pkgconfig
+export CGO_ENABLED := 1
+export PKG_CONFIG_PATH := $(PC)
+
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+DEPGUARD := github.com/OpenPeeDeeP/depguard/v2/cmd/depguard@v2.3.0
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: deps
+deps: ## install every Debian package that building, running and testing need
+	@scripts/deps.sh build run test
+
+.PHONY: build-deps
+build-deps: $(PC)/libseccomp.pc
+
+$(PC)/libseccomp.pc:
+	@scripts/deps.sh build
+	@mkdir -p $(PC)
+	@printf 'Name: libseccomp\nDescription: libseccomp, static\nVersion: %s\nLibs: -l:libseccomp.a\n' "$$(env -u PKG_CONFIG_PATH pkg-config --modversion libseccomp)" >$@
+
+.PHONY: build
+build: build-deps ## build ./crunch-run for this machine
+	go build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o crunch-run ./cmd/crunch-run
+
+.PHONY: release
+release: build-deps ## build build/crunch-run for any x86-64 node (glibc 2.24 or newer), and check it
+	scripts/sysroot.sh $(B)/sysroot
+	CGO_CFLAGS="-O2 -g --sysroot=$(CURDIR)/$(B)/sysroot" CGO_LDFLAGS="--sysroot=$(CURDIR)/$(B)/sysroot" \
+	go build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS) -linkmode external' -o build/crunch-run ./cmd/crunch-run
+	scripts/check-binary.sh build/crunch-run
+	cp LICENSE LICENSES/LGPL-2.1.txt build/
+
+.PHONY: static
+static: build-deps ## build build/crunch-run-static: no libraries at all (no NVIDIA GPUs)
+	go build -trimpath -tags $(TAGS),nonvml -ldflags '$(LDFLAGS) -linkmode external -extldflags "-static"' -o build/crunch-run-static ./cmd/crunch-run
+	scripts/check-binary.sh build/crunch-run-static
+
+.PHONY: run
+run: ## run a first container: a small Debian busybox image, an input, an output
+	@scripts/deps.sh build run
+	@$(MAKE) --no-print-directory build
+	@scripts/demo.sh
+
+.PHONY: test
+test: ## run every test, as root, with real containers
+	@scripts/deps.sh build run test
+	@$(MAKE) --no-print-directory build
+	go test -tags $(TAGS) -race -timeout 20m ./...
+
+.PHONY: test-quick
+test-quick: build ## the tests without the race detector
+	go test -tags $(TAGS) ./...
+
+.PHONY: bench
+bench: ## benchmarks beside their peers; writes what doc/performance.md shows
+	@scripts/deps.sh build run test
+	@$(MAKE) --no-print-directory build
+	scripts/bench.sh
+
+.PHONY: lint
+lint: build-deps fmt vet staticcheck imports ## all static checks
+
+.PHONY: fmt
+fmt: ## gofmt
+	@files=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$files" ] || { echo "gofmt wants: $$files" >&2; exit 1; }
+
+.PHONY: vet
+vet: build-deps ## go vet
+	go vet -tags $(TAGS) ./...
+
+.PHONY: staticcheck
+staticcheck: build-deps ## staticcheck
+	go run $(STATICCHECK) -tags $(TAGS) ./...
+
+.PHONY: imports
+imports: build-deps ## the import rules of the map (.depguard.yml)
+	GOFLAGS=-tags=$(TAGS) go run $(DEPGUARD) ./...
+
+.PHONY: vuln
+vuln: build-deps ## govulncheck, where its database can be reached
+	go run $(GOVULNCHECK) -tags $(TAGS) ./...
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf crunch-run build $(B)
