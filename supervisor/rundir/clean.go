@@ -1,0 +1,131 @@
+package rundir
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"crunch-oci/internal/rmtree"
+)
+
+// Sweep cleans up after every dead run below root, until ctx ends; what is left
+// then, or fails, is tried again by the next sweep. It returns the names of the
+// runs that it cleaned. It touches no network.
+func Sweep(ctx context.Context, root string, rm Removers) (cleaned []string, err error) {
+	entries, err := os.ReadDir(root)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("runtime directory: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		if ctx.Err() != nil {
+			errs = append(errs, fmt.Errorf("sweep %s: %w", root, context.Cause(ctx)))
+			break
+		}
+		if !e.IsDir() {
+			continue
+		}
+		d, err := acquire(filepath.Join(root, e.Name()), false)
+		if errors.Is(err, ErrRunning) || errors.Is(err, os.ErrNotExist) {
+			// Alive, or being made or removed by somebody else right now.
+			continue
+		}
+		if err == nil {
+			err = d.Remove(rm)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("clean up after the dead run %s: %w", e.Name(), err))
+			continue
+		}
+		cleaned = append(cleaned, e.Name())
+	}
+	return cleaned, errors.Join(errs...)
+}
+
+// clean makes a just locked directory as new: what a dead run left goes, the
+// lock file stays.
+func (d *Dir) clean(rm Removers) error {
+	if err := d.removeOwned(rm); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(d.path)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() == lockName {
+			continue
+		}
+		if err := rmtree.Remove(filepath.Join(d.path, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// destroy removes what is owned, then the directory, the lock file last: as
+// long as it exists the directory is found and cleaned again.
+func (d *Dir) destroy(rm Removers) error {
+	if err := d.clean(rm); err != nil {
+		return err
+	}
+	if err := os.Remove(filepath.Join(d.path, lockName)); err != nil {
+		return err
+	}
+	// Not empty means that the next run of the container has begun here.
+	if err := os.Remove(d.path); err != nil && !errors.Is(err, os.ErrNotExist) && !isNotEmpty(err) {
+		return err
+	}
+	return nil
+}
+
+// removeOwned removes the recorded things, latest first, all of them also when
+// some fail. A line cut short by the death of its writer names nothing that was
+// made; one of an unknown kind was written by a newer version, and stays.
+func (d *Dir) removeOwned(rm Removers) error {
+	data, err := os.ReadFile(filepath.Join(d.path, ownedName))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var things []Thing
+	lines := bufio.NewScanner(bytes.NewReader(data))
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		var t Thing
+		if json.Unmarshal(lines.Bytes(), &t) == nil && t.Kind != "" {
+			things = append(things, t)
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return fmt.Errorf("%s: %w", ownedName, err)
+	}
+	var errs []error
+	for i := len(things) - 1; i >= 0; i-- {
+		remove, ok := rm[things[i].Kind]
+		if !ok {
+			errs = append(errs, fmt.Errorf("cannot remove %s %s: this version does not know what that is", things[i].Kind, things[i].ID))
+			continue
+		}
+		if err := remove(things[i].ID); err != nil {
+			errs = append(errs, fmt.Errorf("remove %s %s: %w", things[i].Kind, things[i].ID, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func isNotEmpty(err error) bool {
+	return errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST)
+}
