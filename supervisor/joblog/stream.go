@@ -1,0 +1,160 @@
+package joblog
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"sync"
+)
+
+// StreamOptions say what happens to the bytes of a stream on their way.
+type StreamOptions struct {
+	// Stamp puts a time stamp before every line of the file.
+	Stamp bool
+	// Tee gets the bytes as they come, before the file does. Mirror gets what
+	// the file gets, stamps included. Their errors are ignored: a terminal that
+	// has gone must not cost a line of the log.
+	Tee    io.Writer
+	Mirror io.Writer
+}
+
+// Stream is one file of the log collection while it is being written. Write may
+// be called from several goroutines; it blocks while Keep is too slow to keep
+// up, so that memory stays bounded and nothing is lost.
+type Stream struct {
+	name  string
+	tree  Tree
+	tee   io.Writer
+	copy  io.Writer
+	stamp *stamper
+
+	mu     sync.Mutex
+	state  streamState
+	failed error
+}
+
+type streamState int
+
+const (
+	streamOpen    streamState = iota
+	streamClosed              // by its owner: writing is a mistake
+	streamDropped             // by the end of the log: writing is in vain
+)
+
+// Stream creates a file of the log collection. There is one stream per file.
+func (l *Log) Stream(name string, o StreamOptions) (*Stream, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil, fmt.Errorf("log file %s: %w", name, ErrClosed)
+	}
+	if l.streams[name] != nil {
+		return nil, fmt.Errorf("log file %s exists already", name)
+	}
+	if err := l.tree.Append(name, nil); err != nil {
+		return nil, fmt.Errorf("create log file %s: %w", name, err)
+	}
+	s := &Stream{name: name, tree: l.tree, tee: o.Tee, copy: o.Mirror}
+	if o.Stamp {
+		s.stamp = &stamper{now: l.now}
+	}
+	l.streams[name] = s
+	return s, nil
+}
+
+// Write appends p to the file. After [Log.Final] it does nothing: whoever still
+// writes, say a process that is being killed, shall not fail for it.
+func (s *Stream) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch s.state {
+	case streamClosed:
+		return 0, fmt.Errorf("write to log file %s: %w", s.name, ErrClosed)
+	case streamDropped:
+		if s.name == Messages {
+			return 0, ErrClosed // Log.print knows what to do
+		}
+		return len(p), nil
+	}
+	if len(p) == 0 {
+		return 0, nil
+	}
+	if s.tee != nil {
+		s.tee.Write(p) //nolint:errcheck // see StreamOptions
+	}
+	var n int
+	var err error
+	if s.stamp != nil {
+		n, err = s.stamp.write(p, s.append)
+	} else if err = s.append(p); err == nil {
+		n = len(p)
+	}
+	if err != nil {
+		err = fmt.Errorf("write to log file %s: %w", s.name, err)
+		if s.failed == nil {
+			s.failed = err
+		}
+	}
+	return n, err
+}
+
+func (s *Stream) append(p []byte) error {
+	if s.copy != nil {
+		s.copy.Write(p) //nolint:errcheck // see StreamOptions
+	}
+	return s.tree.Append(s.name, p)
+}
+
+// Close ends the stream and returns the first error it has met. Nothing is
+// flushed: the next save does that.
+func (s *Stream) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state == streamOpen {
+		s.state = streamClosed
+	}
+	return s.failed
+}
+
+func (s *Stream) drop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state == streamOpen {
+		s.state = streamDropped
+	}
+}
+
+// lineSink is the supervisor's stderr, shared by several sources.
+type lineSink struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+// lines writes p, whole lines each below prefix, in one go.
+func (s *lineSink) lines(prefix string, p []byte) {
+	var out []byte
+	if prefix == "" {
+		out = p
+	} else {
+		for line := range bytes.Lines(p) {
+			out = append(append(out, prefix...), line...)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.w.Write(out) //nolint:errcheck // there is nowhere left to complain
+}
+
+// lineAssembler passes whole lines on to a sink; an overlong one in pieces.
+type lineAssembler struct {
+	mu    sync.Mutex
+	sink  *lineSink
+	parts lines
+}
+
+func (a *lineAssembler) Write(p []byte) (int, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.parts.write(p, func(piece []byte, _ bool) { a.sink.lines("", piece) })
+	return len(p), nil
+}
