@@ -1,0 +1,353 @@
+package keepstore
+
+import (
+	"bytes"
+	"context"
+	"crypto/md5"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// minFree is the free space in bytes below which a volume is full.
+	minFree = 64 << 20
+	// fullFor is how long the link Root/full is believed.
+	fullFor = time.Hour
+	// staleTemp is the age at which a temporary file has lost its writer: far
+	// above any request time-out.
+	staleTemp = time.Hour
+)
+
+// directory is a Directory volume (spec keep.md section 11): the block with
+// hash H is the file Root/<first 3 digits of H>/H, whose mtime is the time it
+// was last written or touched. Several processes, also of other makes, may use
+// one directory at the same time; a file with a final name is complete.
+type directory struct {
+	root   string
+	noSync bool
+	// ttl is the age below which a block is never trashed.
+	ttl time.Duration
+	// lifetime of trash; 0 means that trashing unlinks.
+	lifetime time.Duration
+	serial   *sync.Mutex // nil unless Serialize
+}
+
+func (d *directory) path(hash string) string {
+	return filepath.Join(d.root, hash[:3], hash)
+}
+
+func (d *directory) lock() func() {
+	if d.serial == nil {
+		return func() {}
+	}
+	d.serial.Lock()
+	return d.serial.Unlock
+}
+
+// open returns the file of a block, whose content is still to be verified, and
+// its size in bytes. A block that is not there is fs.ErrNotExist; so is
+// nothing else.
+func (d *directory) open(hash string, flag int) (*os.File, int64, error) {
+	f, err := os.OpenFile(d.path(hash), flag|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, 0, err
+	}
+	fi, err := f.Stat()
+	switch {
+	case err != nil:
+	case !fi.Mode().IsRegular():
+		err = fmt.Errorf("%s: not a regular file", f.Name())
+	case fi.Size() > maxBlockSize:
+		err = errTooLarge
+	default:
+		return f, fi.Size(), nil
+	}
+	f.Close()
+	return nil, 0, err
+}
+
+// hashBuffers are for reading files; 256 KiB is where larger buffers stop to
+// be faster.
+var hashBuffers = sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b }}
+
+// verify reads f from its start and fails with errChecksum unless it has size
+// bytes whose MD5 is hash. The file offset is 0 again afterwards.
+func verify(ctx context.Context, f *os.File, size int64, hash string) error {
+	bp := hashBuffers.Get().(*[]byte)
+	defer hashBuffers.Put(bp)
+	sum := md5.New()
+	var pos int64
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n, err := f.ReadAt(*bp, pos)
+		sum.Write((*bp)[:n])
+		pos += int64(n)
+		if err == io.EOF || err == nil && n == 0 {
+			break
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if pos != size {
+		return fmt.Errorf("%w: %s changed its size while it was read", errChecksum, f.Name())
+	}
+	if hex.EncodeToString(sum.Sum(nil)) != hash {
+		return errChecksum
+	}
+	return nil
+}
+
+// refresh makes an existing copy that equals data as new as one just written,
+// and says whether there is such a copy. A copy with other content whose MD5 is
+// hash all the same is errCollision; any other content is damage, to be
+// replaced by a write.
+func (d *directory) refresh(ctx context.Context, hash string, data []byte) (bool, error) {
+	defer d.lock()()
+	f, err := d.touchLocked(hash)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errTooLarge) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	same, err := equal(ctx, f, data)
+	if err != nil || same {
+		return same, err
+	}
+	fi, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	switch err := verify(ctx, f, fi.Size(), hash); {
+	case err == nil:
+		return false, errCollision
+	case errors.Is(err, errChecksum):
+		return false, nil
+	default:
+		return false, err
+	}
+}
+
+func equal(ctx context.Context, f *os.File, data []byte) (bool, error) {
+	bp := hashBuffers.Get().(*[]byte)
+	defer hashBuffers.Put(bp)
+	var pos int
+	for {
+		if err := ctx.Err(); err != nil {
+			return false, err
+		}
+		n, err := f.ReadAt(*bp, int64(pos))
+		if n > len(data)-pos || !bytes.Equal((*bp)[:n], data[pos:pos+n]) {
+			return false, nil
+		}
+		pos += n
+		if err == io.EOF {
+			return pos == len(data), nil
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+}
+
+// touch sets the time stamp of a block to now.
+func (d *directory) touch(hash string) error {
+	defer d.lock()()
+	f, err := d.touchLocked(hash)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// touchLocked opens a block, under the lock that a trasher also takes, and
+// sets its time stamp to now: from then on it is safe for the signature TTL.
+func (d *directory) touchLocked(hash string) (*os.File, error) {
+	f, _, err := d.openLocked(hash)
+	if err != nil {
+		return nil, err
+	}
+	if err := futimes(f, time.Now()); err != nil {
+		f.Close()
+		return nil, err
+	}
+	// Everyone else may go on; the file stays open for the caller.
+	return f, unix.Flock(int(f.Fd()), unix.LOCK_UN)
+}
+
+// openLocked opens a block for writing and locks the file that has the name
+// when the lock is there: a file that was trashed or replaced while we waited
+// is not the block any more.
+func (d *directory) openLocked(hash string) (*os.File, os.FileInfo, error) {
+	for {
+		f, _, err := d.open(hash, os.O_RDWR)
+		if err != nil {
+			return nil, nil, err
+		}
+		fi, err := f.Stat()
+		if err == nil {
+			err = flock(f)
+		}
+		var now os.FileInfo
+		if err == nil {
+			now, err = os.Stat(d.path(hash))
+		}
+		if err != nil {
+			f.Close()
+			return nil, nil, err
+		}
+		if os.SameFile(fi, now) {
+			return f, now, nil
+		}
+		f.Close()
+	}
+}
+
+func flock(f *os.File) error {
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		if err != unix.EINTR {
+			return os.NewSyscallError("flock "+f.Name(), err)
+		}
+	}
+}
+
+func futimes(f *os.File, t time.Time) error {
+	tv := []unix.Timespec{unix.NsecToTimespec(t.UnixNano()), unix.NsecToTimespec(t.UnixNano())}
+	// The path through /proc follows the open file, not the name, which may
+	// have become another file's.
+	err := unix.UtimesNanoAt(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(int(f.Fd())), tv, 0)
+	return os.NewSyscallError("utimensat "+f.Name(), err)
+}
+
+// write stores a block: under a temporary name first, on disk before it gets
+// its final one, and its name on disk before write returns. An existing file
+// is replaced. errFull: there is no space.
+func (d *directory) write(ctx context.Context, hash string, data []byte) (err error) {
+	defer d.lock()()
+	if err := d.checkSpace(); err != nil {
+		return err
+	}
+	dir := filepath.Join(d.root, hash[:3])
+	made := false
+	if err := os.Mkdir(dir, 0o755); err == nil {
+		made = true
+	} else if !errors.Is(err, fs.ErrExist) {
+		return d.diskError(err)
+	}
+	tmp := filepath.Join(dir, "tmp"+hash+strconv.FormatUint(rand.Uint64(), 36))
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return d.diskError(err)
+	}
+	defer func() {
+		if err != nil {
+			os.Remove(tmp)
+			err = d.diskError(err)
+		}
+	}()
+	err = d.fill(ctx, f, data)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, d.path(hash)); err != nil {
+		return err
+	}
+	if made {
+		if err := d.syncDir(d.root); err != nil {
+			return err
+		}
+	}
+	return d.syncDir(dir)
+}
+
+func (d *directory) fill(ctx context.Context, f *os.File, data []byte) error {
+	const step = 4 << 20 // between looks at ctx
+	for len(data) > 0 {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n := min(step, len(data))
+		if _, err := f.Write(data[:n]); err != nil {
+			return err
+		}
+		data = data[n:]
+	}
+	if err := futimes(f, time.Now()); err != nil {
+		return err
+	}
+	if d.noSync {
+		return nil
+	}
+	return f.Sync()
+}
+
+func (d *directory) syncDir(dir string) error {
+	if d.noSync {
+		return nil
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}
+
+// diskError turns "no space" into errFull and leaves a note for others.
+func (d *directory) diskError(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("%w: %w", errFull, err)
+	}
+	return err
+}
+
+// checkSpace fails with errFull while the link Root/full, whose target is the
+// Unix time at which the volume was found full, is younger than an hour, or if
+// there is too little space now.
+func (d *directory) checkSpace() error {
+	link := filepath.Join(d.root, "full")
+	target, linkErr := os.Readlink(link)
+	if since, err := strconv.ParseInt(target, 10, 64); linkErr == nil && err == nil {
+		if age := time.Since(time.Unix(since, 0)); age >= 0 && age < fullFor {
+			return errFull
+		}
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(d.root, &st); err != nil {
+		return &fs.PathError{Op: "statfs", Path: d.root, Err: err}
+	}
+	if st.Bavail*uint64(st.Bsize) >= minFree {
+		if linkErr == nil {
+			os.Remove(link) // out of date; if it stays nobody is misled
+		}
+		return nil
+	}
+	// Best effort: without the link everybody finds out for himself.
+	tmp := link + ".tmp" + strconv.FormatUint(rand.Uint64(), 36)
+	if os.Symlink(strconv.FormatInt(time.Now().Unix(), 10), tmp) == nil {
+		if os.Rename(tmp, link) != nil {
+			os.Remove(tmp)
+		}
+	}
+	return errFull
+}
