@@ -1,0 +1,57 @@
+package mounts
+
+import (
+	"fmt"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// addOutputStream plans a stdout or stderr mount: a file in the output
+// directory (section 6).
+func (p *planner) addOutputStream(t target) error {
+	if t.Kind != "file" {
+		return fmt.Errorf("unsupported mount kind '%s' for %s: only 'file' is supported", t.Kind, t.path)
+	}
+	rel, ok := below(path.Clean(t.Path), p.plan.OutputPath)
+	if !ok || !strings.HasPrefix(t.Path, "/") || strings.HasSuffix(t.Path, "/") || strings.IndexByte(t.Path, 0) >= 0 {
+		name := strings.ToUpper(t.path[:1]) + t.path[1:]
+		dir := strings.TrimSuffix(p.OutputPath, "/") + "/"
+		return fmt.Errorf("%s path does not start with OutputPath: %s, %s", name, t.Path, dir)
+	}
+	file := &OutputFile{Path: rel}
+	if t.path == "stdout" {
+		p.plan.Stdout = file
+	} else {
+		p.plan.Stderr = file
+	}
+	return nil
+}
+
+// addStdin plans a stdin mount. It is never bound: "stdin" is no path.
+func (p *planner) addStdin(t target) error {
+	kinds := []string{"collection", "json"}
+	if t.secret {
+		kinds = []string{"json", "text"}
+	}
+	if !slices.Contains(kinds, t.Kind) {
+		return fmt.Errorf("unsupported mount kind '%s' for stdin: only 'collection' and 'json' are supported", t.Kind)
+	}
+	if t.Kind != "collection" {
+		content, err := t.text()
+		p.plan.Stdin.Content = content
+		return err
+	}
+	c, err := t.collection()
+	if err != nil {
+		return err
+	}
+	if c.ID == "" {
+		return errNoCollection
+	}
+	p.plan.ByUUID = p.plan.ByUUID || t.UUID != ""
+	p.plan.Stdin.Collection = &c
+	p.need(input{c, filepath.Join(p.plan.KeepDir, "by_id", c.ID, c.Path), true})
+	return nil
+}
