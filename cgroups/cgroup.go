@@ -1,0 +1,264 @@
+package cgroups
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrNotSupported is returned when the kernel, or the set of mounted
+// controllers, does not offer what was asked for.
+var ErrNotSupported = errors.New("not supported by this node's cgroups")
+
+// unifiedMountpoint is where every distribution mounts cgroup v2.
+const unifiedMountpoint = "/sys/fs/cgroup"
+
+// Unified tells whether this node runs on pure cgroup v2.
+func Unified() bool {
+	var st unix.Statfs_t
+	return unix.Statfs(unifiedMountpoint, &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC
+}
+
+// Cgroup is one control group. It is plain data: stored as JSON before Create,
+// it lets another process find and remove what a killed one left behind.
+type Cgroup struct {
+	// Dirs maps a controller ("memory", "cpu", "name=systemd") to the group's
+	// directory in that controller's hierarchy, as an absolute path; the key
+	// "" is the v2 hierarchy. Controllers mounted together share a directory.
+	Dirs map[string]string `json:"dirs"`
+	// Made lists the directories, parents before children, that belong to the
+	// group and are removed with it.
+	Made []string `json:"made"`
+}
+
+// New describes the group with these directories (as in Dirs) without making
+// it. Directories that do not exist yet, parents included, will be removed by
+// Delete, and so will parents called like DefaultParent, which other
+// containers' supervisors may have made: whoever is last removes them.
+func New(dirs map[string]string) (*Cgroup, error) {
+	c := &Cgroup{Dirs: dirs}
+	for _, dir := range c.unique() {
+		if !filepath.IsAbs(dir) || filepath.Clean(dir) != dir {
+			return nil, fmt.Errorf("cgroup directory %q is not a clean absolute path", dir)
+		}
+		for _, d := range ancestors(dir) {
+			_, err := os.Lstat(d)
+			ours := errors.Is(err, fs.ErrNotExist) || filepath.Base(d) == filepath.Base(DefaultParent)
+			if ours && !slices.Contains(c.Made, d) {
+				c.Made = append(c.Made, d)
+			}
+		}
+		if !slices.Contains(c.Made, dir) {
+			c.Made = append(c.Made, dir)
+		}
+	}
+	return c, nil
+}
+
+// Create makes the group's directories. Doing so before the runtime moves the
+// first process in matters with concurrent containers: another one that ends
+// may remove the then empty common parent at any moment, and only here this is
+// met by trying again.
+func (c *Cgroup) Create() error {
+	for _, dir := range c.unique() {
+		var err error
+		for range 100 {
+			if err = os.MkdirAll(dir, 0o755); !errors.Is(err, fs.ErrNotExist) {
+				break
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("create cgroup: %w", err)
+		}
+	}
+	return nil
+}
+
+// Exists tells whether any of the group's directories exists.
+func (c *Cgroup) Exists() bool {
+	return slices.ContainsFunc(c.unique(), func(dir string) bool {
+		_, err := os.Lstat(dir)
+		return err == nil
+	})
+}
+
+// Procs returns the ids of the processes in the group and in groups below it,
+// in any hierarchy, sorted. A group that does not exist has none. A process of
+// another PID namespace, which has no id here, is an error.
+func (c *Cgroup) Procs() ([]int, error) {
+	var pids []int
+	for _, dir := range c.unique() {
+		err := walk(dir, func(d string) error {
+			p, err := readProcs(filepath.Join(d, "cgroup.procs"))
+			pids = append(pids, p...)
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("list cgroup processes: %w", err)
+		}
+	}
+	slices.Sort(pids)
+	return slices.Compact(pids), nil
+}
+
+// readProcs reads a cgroup.procs file; a missing one (ENOENT), or one of a
+// group that is being removed (ENODEV), is empty.
+func readProcs(file string) ([]int, error) {
+	b, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for line := range strings.Lines(string(b)) {
+		pid, err := strconv.Atoi(strings.TrimSpace(line))
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", file, err)
+		}
+		if pid == 0 {
+			return nil, fmt.Errorf("%s: holds a process of another PID namespace", file)
+		}
+		pids = append(pids, pid)
+	}
+	return pids, nil
+}
+
+// OOMKills returns how many processes of the group and of groups below it the
+// kernel killed because the group was out of memory. It must be read before
+// Delete. ErrNotSupported without a memory controller.
+func (c *Cgroup) OOMKills() (uint64, error) {
+	file := ""
+	if dir, ok := c.Dirs["memory"]; ok {
+		file = filepath.Join(dir, "memory.oom_control")
+	} else if dir, ok := c.Dirs[""]; ok {
+		file = filepath.Join(dir, "memory.events")
+	} else {
+		return 0, fmt.Errorf("count OOM kills: no memory controller: %w", ErrNotSupported)
+	}
+	b, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) && c.Exists() {
+		return 0, fmt.Errorf("count OOM kills: %s: %w", file, ErrNotSupported)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("count OOM kills: %w", err)
+	}
+	n, ok := flatKeyed(string(b), "oom_kill")
+	if !ok { // v1 before Linux 4.13
+		return 0, fmt.Errorf("count OOM kills: no oom_kill in %s: %w", file, ErrNotSupported)
+	}
+	return n, nil
+}
+
+// Delete removes the group, groups below it, and every empty parent that was
+// made for it. It waits until ctx ends for the kernel to let go of processes
+// that have just died; it does not kill any (see Kill). A group that is gone
+// already is no error.
+func (c *Cgroup) Delete(ctx context.Context) error {
+	var errs []error
+	for _, dir := range c.unique() {
+		if err := removeGroup(ctx, dir); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	for _, dir := range slices.Backward(c.Made) {
+		err := unix.Rmdir(dir)
+		switch {
+		case err == nil, errors.Is(err, unix.ENOENT):
+		case errors.Is(err, unix.EBUSY), errors.Is(err, unix.ENOTEMPTY):
+			// In use by another container; or reported above.
+		default:
+			errs = append(errs, &fs.PathError{Op: "rmdir", Path: dir, Err: err})
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("remove cgroup: %w", err)
+	}
+	return nil
+}
+
+func removeGroup(ctx context.Context, dir string) error {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := removeTree(dir)
+		if !errors.Is(err, unix.EBUSY) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: its processes must be killed first: %w", err, context.Cause(ctx))
+		case <-tick.C:
+		}
+	}
+}
+
+// removeTree removes dir and the groups below it. Only directories can be
+// removed in a cgroup file system; the files vanish with them.
+func removeTree(dir string) error {
+	err := unix.Rmdir(dir)
+	if err == nil || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	entries, rerr := os.ReadDir(dir)
+	if rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
+		return rerr
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			if err := removeTree(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
+		return &fs.PathError{Op: "rmdir", Path: dir, Err: err}
+	}
+	return nil
+}
+
+// unique returns the directories without repetitions, sorted.
+func (c *Cgroup) unique() []string {
+	dirs := make([]string, 0, len(c.Dirs))
+	for _, d := range c.Dirs {
+		dirs = append(dirs, d)
+	}
+	slices.Sort(dirs)
+	return slices.Compact(dirs)
+}
+
+// ancestors returns the parents of dir, topmost first, without "/".
+func ancestors(dir string) []string {
+	var up []string
+	for d := filepath.Dir(dir); d != "/"; d = filepath.Dir(d) {
+		up = append(up, d)
+	}
+	slices.Reverse(up)
+	return up
+}
+
+// walk calls fn for dir and every group below it; groups that vanish meanwhile
+// are passed over.
+func walk(dir string, fn func(string) error) error {
+	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil
+		case err != nil:
+			return err
+		case d.IsDir():
+			return fn(path)
+		}
+		return nil
+	})
+}

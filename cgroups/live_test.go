@@ -1,0 +1,330 @@
+package cgroups
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// ownDirs returns the directories of a group called name below this process's
+// own group, in every hierarchy mounted here.
+func ownDirs(t *testing.T, name string) map[string]string {
+	t.Helper()
+	mounts, err := os.ReadFile("/proc/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	self, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	hierarchies := parseMounts(string(mounts))
+	dirs := make(map[string]string)
+	for controller, group := range groupsOf(string(self)) {
+		if mount, ok := hierarchies[controller]; ok {
+			dirs[controller] = filepath.Join("/", mount, group, name)
+		}
+	}
+	if len(dirs) == 0 {
+		t.Fatal("no cgroup hierarchy is mounted")
+	}
+	return dirs
+}
+
+// testName is a path two levels deep that no other test process uses.
+func testName() string { return "crunch-oci-test-" + strconv.Itoa(os.Getpid()) + "/leaf" }
+
+// newLive makes a real group and removes it, with all in it, at the end.
+func newLive(t *testing.T, dirs map[string]string) *Cgroup {
+	t.Helper()
+	c, err := New(dirs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		if err := errors.Join(c.Kill(ctx), c.Delete(ctx)); err != nil {
+			t.Error(err)
+		}
+		for _, d := range c.Made {
+			if _, err := os.Stat(d); err == nil {
+				t.Errorf("%s is left behind", d)
+			}
+		}
+	})
+	if err := c.Create(); err != nil {
+		t.Fatal(err)
+	}
+	// A v1 cpuset takes no process before it has CPUs and memory nodes.
+	if leaf := c.Dirs["cpuset"]; leaf != "" && filepath.Base(leaf) == "leaf" {
+		for _, dir := range []string{filepath.Dir(leaf), leaf} {
+			for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
+				b, err := os.ReadFile(filepath.Join(dir, "..", f))
+				if err == nil {
+					err = os.WriteFile(filepath.Join(dir, f), b, 0)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	return c
+}
+
+// startIn runs a shell script inside the group.
+func startIn(t *testing.T, c *Cgroup, script string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command("/bin/sh", "-c", "read go && "+script)
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	for _, dir := range c.unique() {
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(cmd.Process.Pid)), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := stdin.Write([]byte("go\n")); err != nil {
+		t.Fatal(err)
+	}
+	return cmd
+}
+
+func waitFor(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !cond(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+// Kill ends a group that forks all the time, by cgroup.kill as well as by the
+// freezer, and Delete removes everything.
+func TestKillForkingGroup(t *testing.T) {
+	all := ownDirs(t, testName())
+	v1 := maps.Clone(all)
+	delete(v1, "")
+	plain := maps.Clone(v1)
+	delete(plain, "freezer")
+	for _, tc := range []struct {
+		name string
+		dirs map[string]string
+	}{{"all hierarchies", all}, {"v1 only", v1}, {"without freezer", plain}} {
+		t.Run(tc.name, func(t *testing.T) {
+			if len(tc.dirs) == 0 {
+				t.Skip("no v1 hierarchy is mounted")
+			}
+			c := newLive(t, tc.dirs)
+			if dir := c.Dirs["pids"]; dir != "" {
+				if err := os.WriteFile(filepath.Join(dir, "pids.max"), []byte("200"), 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+			cmd := startIn(t, c, "while :; do (sleep 600 & sleep 600 &) ; done 2>/dev/null")
+			waitFor(t, "children", func() bool { pids, err := c.Procs(); return err == nil && len(pids) > 20 })
+			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+			defer cancel()
+			if err := c.Kill(ctx); err != nil {
+				t.Fatal(err)
+			}
+			if pids, err := c.Procs(); err != nil || len(pids) != 0 {
+				t.Errorf("left: %v, %v", pids, err)
+			}
+			_ = cmd.Wait()
+			if err := c.Delete(ctx); err != nil {
+				t.Error(err)
+			}
+			if c.Exists() {
+				t.Error("group still exists")
+			}
+		})
+	}
+}
+
+// A group that cannot be ended must not be reported as ended.
+func TestDeleteOfBusyGroupFails(t *testing.T) {
+	c := newLive(t, ownDirs(t, testName()))
+	startIn(t, c, "sleep 600")
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Millisecond)
+	defer cancel()
+	err := c.Delete(ctx)
+	if err == nil || !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "killed first") {
+		t.Errorf("Delete of a busy group: %v", err)
+	}
+	if pids, err := c.Procs(); err != nil || len(pids) == 0 {
+		t.Errorf("the group lost its processes: %v, %v", pids, err)
+	}
+}
+
+// The record of a group written before its creation is enough for another
+// process to find and remove it, with parents, but not parents in use.
+func TestRecordIsEnoughToCleanUp(t *testing.T) {
+	c := newLive(t, ownDirs(t, testName()))
+	record, err := json.Marshal(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sibling := filepath.Join(filepath.Dir(c.unique()[0]), "sibling")
+	if err := os.Mkdir(sibling, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	var found Cgroup
+	if err := json.Unmarshal(record, &found); err != nil {
+		t.Fatal(err)
+	}
+	if err := found.Delete(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if c.Exists() {
+		t.Error("leaf left behind")
+	}
+	if _, err := os.Stat(sibling); err != nil {
+		t.Errorf("a neighbour was removed: %v", err)
+	}
+	if err := os.Remove(sibling); err != nil {
+		t.Fatal(err)
+	}
+	if err := found.Delete(t.Context()); err != nil {
+		t.Errorf("second Delete: %v", err)
+	}
+}
+
+// Containers that start and end together share a parent, which whoever is last
+// removes: nobody's Create may fail because of that.
+func TestCreateWhileParentIsRemoved(t *testing.T) {
+	var wg sync.WaitGroup
+	base := ownDirs(t, filepath.Join("crunch-oci-test-race-"+strconv.Itoa(os.Getpid()), filepath.Base(DefaultParent)))
+	for i := range 4 {
+		wg.Go(func() {
+			for range 50 {
+				dirs := make(map[string]string)
+				for k, d := range base {
+					dirs[k] = filepath.Join(d, strconv.Itoa(i))
+				}
+				c, err := New(dirs)
+				if err == nil {
+					err = c.Create()
+				}
+				if err == nil {
+					err = c.Delete(context.Background())
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for _, d := range base {
+		if _, err := os.Stat(d); err == nil {
+			t.Errorf("%s is left behind", d)
+		}
+		_ = os.Remove(filepath.Dir(d)) // there for whoever looked, so nobody's
+	}
+}
+
+func TestOurParentIsRemovedByTheLast(t *testing.T) {
+	base := ownDirs(t, filepath.Join("crunch-oci-test-last-"+strconv.Itoa(os.Getpid()), filepath.Base(DefaultParent)))
+	at := func(name string) *Cgroup {
+		dirs := make(map[string]string)
+		for k, d := range base {
+			dirs[k] = filepath.Join(d, name)
+		}
+		c, err := New(dirs)
+		if err == nil {
+			err = c.Create()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	first := at("a")
+	second := at("b")
+	for _, c := range []*Cgroup{first, second} {
+		if err := c.Delete(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, d := range base {
+		if _, err := os.Stat(d); err == nil {
+			t.Errorf("%s is left behind", d)
+		}
+		_ = os.Remove(filepath.Dir(d))
+	}
+}
+
+func TestOOMKillsAndStats(t *testing.T) {
+	c := newLive(t, ownDirs(t, testName()))
+	if n, err := c.OOMKills(); err != nil || n != 0 {
+		t.Fatalf("before: %d, %v", n, err)
+	}
+	limit, dir := "memory.max", c.Dirs[""]
+	if d, ok := c.Dirs["memory"]; ok {
+		limit, dir = "memory.limit_in_bytes", d
+	}
+	const bytesLimit = 16 << 20
+	if err := os.WriteFile(filepath.Join(dir, limit), []byte(strconv.Itoa(bytesLimit)), 0); err != nil {
+		t.Fatal(err)
+	}
+	// The shell outlives its child, which is the one that is killed.
+	cmd := startIn(t, c, "head -c 200M /dev/zero | tail; sleep 600")
+	waitFor(t, "an OOM kill", func() bool { n, err := c.OOMKills(); return err == nil && n > 0 })
+	s := Reader{FS: os.DirFS("/")}.Cgroup(c)
+	st := s.Stats()
+	if st.Memory.Limit != known(bytesLimit) || st.Memory.Peak.N < bytesLimit/2 || !st.Memory.RSS.Known {
+		t.Errorf("memory %+v", st.Memory)
+	}
+	if !st.CPU.Known || st.CPU.Count < 1 || st.PIDs.Current.N < 1 {
+		t.Errorf("cpu %+v, pids %+v", st.CPU, st.PIDs)
+	}
+	if !slices.ContainsFunc(s.Files(), func(f string) bool { return strings.HasSuffix(f, "/leaf/memory.stat") }) {
+		t.Errorf("files %v", s.Files())
+	}
+	own, err := Reader{FS: os.DirFS("/")}.Process(cmd.Process.Pid)
+	if err != nil || !slices.ContainsFunc(own.Files(), func(f string) bool { return strings.HasSuffix(f, "/leaf/memory.stat") }) {
+		t.Errorf("found by process: %v, %v", own, err)
+	}
+}
+
+func TestErrors(t *testing.T) {
+	if _, err := New(map[string]string{"": "relative"}); err == nil {
+		t.Error("relative directory accepted")
+	}
+	c := &Cgroup{Dirs: map[string]string{"cpu": t.TempDir()}}
+	if _, err := c.OOMKills(); !errors.Is(err, ErrNotSupported) {
+		t.Errorf("OOMKills without memory controller: %v", err)
+	}
+	dir := t.TempDir()
+	c = &Cgroup{Dirs: map[string]string{"memory": dir}}
+	if err := os.WriteFile(filepath.Join(dir, "memory.oom_control"), []byte("under_oom 0\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.OOMKills(); !errors.Is(err, ErrNotSupported) {
+		t.Errorf("OOMKills of an old kernel: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte("0\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Procs(); err == nil {
+		t.Error("a process of another PID namespace passed unnoticed")
+	}
+}
