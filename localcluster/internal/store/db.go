@@ -13,8 +13,12 @@ import (
 // short, and each connection costs about 250 kB.
 const readers = 4
 
-// stmtCache is how many prepared statements one connection keeps.
-const stmtCache = 128
+// stmtCache is how many prepared statements one connection keeps, and
+// stmtCacheText the longest text of one that is kept.
+const (
+	stmtCache     = 128
+	stmtCacheText = 4096
+)
 
 // Options of Open.
 type Options struct {
@@ -101,10 +105,10 @@ func (c *conn) close() error {
 	return c.c.Close()
 }
 
-// prepare returns the statement for a text that is the same at every use.
-func (c *conn) prepare(sql string) (*sqlite3.Stmt, error) {
+// prepare returns the statement for a text, and how to give it back.
+func (c *conn) prepare(sql string) (*sqlite3.Stmt, func() error, error) {
 	if s := c.stmts[sql]; s != nil {
-		return s, nil
+		return s, s.Reset, nil
 	}
 	if len(c.stmts) >= stmtCache {
 		for k, s := range c.stmts { // any will do: texts are few
@@ -115,10 +119,13 @@ func (c *conn) prepare(sql string) (*sqlite3.Stmt, error) {
 	}
 	s, _, err := c.c.Prepare(sql)
 	if err != nil {
-		return nil, fmt.Errorf("%w in %s", err, sql)
+		return nil, nil, fmt.Errorf("%w in %.200s", err, sql)
+	}
+	if len(sql) > stmtCacheText {
+		return s, s.Close, nil
 	}
 	c.stmts[sql] = s
-	return s, nil
+	return s, s.Reset, nil
 }
 
 // View runs fn in a read transaction: it sees one state of the database.
@@ -187,11 +194,15 @@ func (c *conn) transact(begin string, fn func(*Tx) error) (err error) {
 }
 
 func (c *conn) run(sql string) error {
-	s, err := c.prepare(sql)
+	s, done, err := c.prepare(sql)
 	if err != nil {
 		return err
 	}
-	return errors.Join(s.Exec(), s.Reset())
+	if err := s.Exec(); err != nil {
+		done() // repeats the error
+		return err
+	}
+	return done()
 }
 
 // Close waits for the running transactions, moves the log into the database

@@ -196,16 +196,13 @@ func (tx *Tx) Int(sql string, args ...any) (int64, error) {
 }
 
 func (tx *Tx) each(sql string, args []any, fn func(*sqlite3.Stmt) error) (err error) {
-	s, err := tx.c.prepare(sql)
+	s, done, err := tx.c.prepare(sql)
 	if err != nil {
 		return err
 	}
 	defer func() {
-		// Reset repeats Step's error; keep the one that says more.
-		if e := s.Reset(); err == nil {
-			err = e
-		}
-		if e := s.ClearBindings(); err == nil {
+		s.ClearBindings()            // lets go of long texts
+		if e := done(); err == nil { // else it only repeats the error
 			err = e
 		}
 	}()
