@@ -142,9 +142,6 @@ func (c *Client) Call(ctx context.Context, method, path string, params map[strin
 	fail := func(e *Error, attempts int) error {
 		e.Method, e.Path, e.RequestID, e.secrets = method, req.path, req.id, c.secrets
 		e.Attempts, e.Elapsed = attempts, clock.Now().Sub(start)
-		for i := range e.Texts {
-			e.Texts[i] = redact(e.Texts[i], c.secrets)
-		}
 		return e
 	}
 	if err == nil {
@@ -185,7 +182,10 @@ func (c *Client) Call(ctx context.Context, method, path string, params map[strin
 // interrupted is the error of a call whose context ended: the reason for that,
 // with the last real answer beside it.
 func interrupted(ctx context.Context, e, last *Error) *Error {
-	cause := context.Cause(ctx)
+	cause := ctx.Err()
+	if c := context.Cause(ctx); c != cause {
+		cause = fmt.Errorf("%w: %w", cause, c)
+	}
 	if last == nil {
 		last = e
 	}
@@ -240,7 +240,7 @@ func (c *Client) attempt(ctx context.Context, req *request, deadline time.Time, 
 		body, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
 		return &Error{
 			Status:     status,
-			Texts:      errorTexts(body),
+			Texts:      errorTexts(body, c.secrets),
 			retryable:  retryableStatus(status),
 			retryAfter: resp.Header.Get("Retry-After"),
 		}

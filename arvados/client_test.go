@@ -3,6 +3,8 @@ package arvados
 import (
 	"context"
 	"encoding/pem"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -51,7 +53,9 @@ func (c *fakeClock) sleeps() []time.Duration {
 // certificate and does not really wait.
 func newTestServer(t *testing.T, handler http.HandlerFunc, changes ...func(*Config)) (*Client, *fakeClock, *httptest.Server) {
 	t.Helper()
-	server := httptest.NewTLSServer(handler)
+	server := httptest.NewUnstartedServer(handler)
+	server.Config.ErrorLog = quietLog()
+	server.StartTLS()
 	t.Cleanup(server.Close)
 	clock := newFakeClock()
 	cfg := Config{
@@ -93,3 +97,6 @@ func TestCall(t *testing.T) {
 		t.Fatal(u, err)
 	}
 }
+
+// quietLog is for servers whose clients are expected to fail.
+func quietLog() *log.Logger { return log.New(io.Discard, "", 0) }

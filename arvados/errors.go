@@ -125,19 +125,23 @@ func secretsOf(token string) []string {
 	return []string{secret}
 }
 
-// maxErrorText bounds what is kept of an error answer that is not JSON, such
-// as the page of a proxy.
-const maxErrorText = 300
+// maxErrorText bounds what is kept, in bytes, of each of the server's texts, and
+// maxErrorPage what is kept of an error answer that is not JSON, such as the
+// page of a proxy.
+const (
+	maxErrorText = 4000
+	maxErrorPage = 300
+)
 
-// errorTexts takes the server's words out of an error answer.
-func errorTexts(body []byte) []string {
+// errorTexts takes the server's words out of an error answer, without secrets.
+func errorTexts(body []byte, secrets []string) []string {
 	var answer struct {
 		Errors []any `json:"errors"`
 	}
 	if json.Unmarshal(body, &answer) == nil && len(answer.Errors) > 0 {
-		texts := make([]string, len(answer.Errors))
-		for i, e := range answer.Errors {
-			texts[i] = fmt.Sprint(e)
+		var texts []string
+		for _, e := range answer.Errors {
+			texts = append(texts, shorten(redact(fmt.Sprint(e), secrets), maxErrorText))
 		}
 		return texts
 	}
@@ -145,8 +149,12 @@ func errorTexts(body []byte) []string {
 	if text == "" {
 		return nil
 	}
-	if len(text) > maxErrorText {
-		text = strings.ToValidUTF8(text[:maxErrorText], "") + "..."
+	return []string{shorten(redact(text, secrets), maxErrorPage)}
+}
+
+func shorten(text string, limit int) string {
+	if len(text) <= limit {
+		return text
 	}
-	return []string{text}
+	return strings.ToValidUTF8(text[:limit], "") + "..."
 }
