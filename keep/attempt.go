@@ -1,0 +1,210 @@
+package keep
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strings"
+	"sync"
+)
+
+// ServiceError is how an attempt at one Keep service failed.
+type ServiceError struct {
+	// URL is the service's base.
+	URL string
+	// Status is the HTTP status, 0 if there was no reply.
+	Status int
+	// Body is the beginning of an error reply.
+	Body string
+	// Err is what went wrong if it was not the status.
+	Err error
+}
+
+// Error says which service answered what.
+func (e *ServiceError) Error() string {
+	switch {
+	case e.Err != nil:
+		return fmt.Sprintf("%s: %v", e.URL, e.Err)
+	case e.Body == "":
+		return fmt.Sprintf("%s: HTTP %d", e.URL, e.Status)
+	}
+	return fmt.Sprintf("%s: HTTP %d %q", e.URL, e.Status, e.Body)
+}
+
+// Unwrap returns Err.
+func (e *ServiceError) Unwrap() error { return e.Err }
+
+// Temporary tells whether another round may end better.
+func (e *ServiceError) Temporary() bool {
+	switch {
+	case e.Err != nil:
+		return true
+	case e.Status == http.StatusRequestTimeout, e.Status == http.StatusTooManyRequests:
+		return true
+	case e.Status == 499:
+		// keepstore says so when its own request time-out has passed.
+		return true
+	}
+	return e.Status >= 500
+}
+
+// How much of an error reply is kept, and how much of a good one is expected.
+const maxReply = 4096
+
+// attempt is one request to one service.
+type attempt struct {
+	method  string
+	service Service
+	path    string
+	header  http.Header
+	body    []byte
+	round   round
+}
+
+// do sends the request. For a 200 it calls read with the reply, whose body
+// reports progress to the watchdog; read's error is put into the result. All
+// that could refer to the body sent has ended when do returns.
+func (c *Client) do(ctx context.Context, a attempt, read func(*http.Response) error) *ServiceError {
+	client, idle := c.proxy, proxyLimits.idle
+	if a.round.disk {
+		client, idle = c.disk, diskLimits.idle
+	}
+	if c.cfg.IdleTimeout > 0 {
+		idle = c.cfg.IdleTimeout
+	}
+	ctx, dog := newWatchdog(ctx, idle)
+	var sent sentBodies
+	defer func() {
+		// The transport may go on reading a body after it has returned the
+		// reply, until it hears that the request has ended.
+		dog.stop()
+		sent.open.Wait()
+	}()
+	fail := func(err error) *ServiceError {
+		return &ServiceError{URL: a.service.URL, Err: c.cause(ctx, err)}
+	}
+	req, err := http.NewRequestWithContext(context.WithValue(ctx, roundKey{}, a.round.number), a.method, a.service.URL+"/"+a.path, nil)
+	if err != nil {
+		return fail(err)
+	}
+	if a.header != nil {
+		req.Header = a.header.Clone()
+	}
+	req.Header.Set("Authorization", "Bearer "+c.cfg.Token)
+	req.Header.Set("X-Request-Id", c.cfg.RequestID())
+	if len(a.body) > 0 {
+		req.ContentLength = int64(len(a.body))
+		req.Body = sent.reader(a.body, dog)
+		// To store a block twice does no harm, so the transport may repeat the
+		// request when a pooled connection turns out to be dead.
+		req.GetBody = func() (io.ReadCloser, error) { return sent.reader(a.body, dog), nil }
+		req.Header["Idempotency-Key"] = []string{}
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return fail(err)
+	}
+	defer resp.Body.Close()
+	resp.Body = progressReader{resp.Body, dog}
+	dog.progress(1)
+	if resp.StatusCode == http.StatusOK {
+		if err := read(resp); err != nil {
+			e := fail(err)
+			e.Status = resp.StatusCode
+			return e
+		}
+		return nil
+	}
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, maxReply))
+	return &ServiceError{
+		URL:    a.service.URL,
+		Status: resp.StatusCode,
+		Body:   c.redact(strings.TrimSpace(string(text))),
+	}
+}
+
+// cause makes an error fit to be shown: what ended the context instead of the
+// broken connection that followed, and without the URL, in which there may be a
+// signature.
+func (c *Client) cause(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	var urlErr *url.Error
+	if errors.As(err, &urlErr) {
+		err = urlErr.Err
+	}
+	if text := c.redact(err.Error()); text != err.Error() {
+		return errors.New(text)
+	}
+	return err
+}
+
+var signatureHint = regexp.MustCompile(`\+(A|R[a-z0-9]{5}-)[0-9A-Za-z]*(@[0-9A-Za-z]*)?`)
+
+// redact removes the token and anything like a signature from a foreign text.
+func (c *Client) redact(s string) string {
+	s = strings.ReplaceAll(s, c.cfg.Token, "[token]")
+	if parts := strings.Split(c.cfg.Token, "/"); len(parts) > 2 && parts[2] != "" {
+		s = strings.ReplaceAll(s, parts[2], "[token]")
+	}
+	return signatureHint.ReplaceAllString(s, "+$1...")
+}
+
+// sentBodies counts the request bodies that the transport still holds.
+type sentBodies struct{ open sync.WaitGroup }
+
+func (s *sentBodies) reader(data []byte, dog *watchdog) io.ReadCloser {
+	s.open.Add(1)
+	return &sentBody{data: data, dog: dog, closed: s.open.Done}
+}
+
+// sentBody is a request body that does not touch its data once it is closed.
+type sentBody struct {
+	dog *watchdog
+
+	mu     sync.Mutex // the transport may close while it reads
+	data   []byte
+	closed func() // nil once called
+}
+
+func (b *sentBody) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed == nil {
+		return 0, fs.ErrClosed
+	}
+	if len(b.data) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p, b.data)
+	b.data = b.data[n:]
+	b.dog.progress(n)
+	return n, nil
+}
+
+func (b *sentBody) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed != nil {
+		b.closed()
+		b.closed, b.data = nil, nil
+	}
+	return nil
+}
+
+type progressReader struct {
+	io.ReadCloser
+	dog *watchdog
+}
+
+func (r progressReader) Read(p []byte) (int, error) {
+	n, err := r.ReadCloser.Read(p)
+	r.dog.progress(n)
+	return n, err
+}

@@ -1,0 +1,177 @@
+package keep
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	mathrand "math/rand/v2"
+	"net/http"
+	"strings"
+	"time"
+)
+
+const (
+	// DefaultRetries is how many more rounds a client makes over the services
+	// after the first, unless configured otherwise.
+	DefaultRetries = 2
+	// DefaultReplication is the number of copies where nobody says otherwise.
+	DefaultReplication = 2
+)
+
+// ClientConfig says how a Client finds Keep and what it asks for.
+type ClientConfig struct {
+	// Services tells where blocks are. Required.
+	Services ServiceLister
+	// Token is sent with every request, as it is. Block signatures are bound
+	// to this exact spelling. Required.
+	Token string
+
+	// DefaultReplication is the number of copies of a written block unless the
+	// call says otherwise: defaultCollectionReplication of the discovery
+	// document. 0 means 2.
+	DefaultReplication int
+	// StorageClasses are wanted for written blocks unless the call says
+	// otherwise. If there are none, DefaultStorageClasses are, those marked
+	// Default in the exported configuration.
+	StorageClasses        []string
+	DefaultStorageClasses []string
+
+	// Retries is the number of rounds after the first: 0 means DefaultRetries,
+	// a negative one none.
+	Retries int
+	// RetryDelay returns how long to wait before the round with that number,
+	// the first retry being 1. nil means a random time below 2 s, 4 s, 8 s,
+	// 16 s, then 20 s.
+	RetryDelay func(round int) time.Duration
+
+	// HTTPClient, if set, is used as it is; otherwise the client makes its own
+	// with limits that suit the kind of service.
+	HTTPClient *http.Client
+	// IdleTimeout ends an attempt that has sent and received nothing for so
+	// long. 0 means 20 s for disk services, 5 min for others.
+	IdleTimeout time.Duration
+	// InsecureTLS accepts any server certificate.
+	InsecureTLS bool
+	// RequestID returns a value for X-Request-Id. nil means random ones.
+	RequestID func() string
+}
+
+// Client is a BlockStore that speaks the Keep protocol over HTTP. It may be used
+// from several goroutines.
+type Client struct {
+	cfg    ClientConfig
+	disk   *http.Client
+	proxy  *http.Client
+	shared flights
+
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+}
+
+var _ interface {
+	BlockStore
+	Localizer
+} = (*Client)(nil)
+
+// ErrNoServices says that the list of Keep services is empty, or for writing
+// that all are read-only.
+var ErrNoServices = errors.New("no Keep services available: check ARVADOS_KEEP_SERVICES or the API server's list of keep services")
+
+// NewClient checks the configuration; it makes no connection.
+func NewClient(cfg ClientConfig) (*Client, error) {
+	switch {
+	case cfg.Services == nil:
+		return nil, errors.New("Keep client: no service list given")
+	case cfg.Token == "":
+		return nil, errors.New("Keep client: no API token given")
+	case strings.ContainsFunc(cfg.Token, func(r rune) bool { return r <= ' ' || r > '~' }):
+		return nil, errors.New("Keep client: API token has characters that cannot be sent")
+	case cfg.DefaultReplication < 0:
+		return nil, fmt.Errorf("Keep client: replication %d", cfg.DefaultReplication)
+	}
+	if cfg.DefaultReplication == 0 {
+		cfg.DefaultReplication = DefaultReplication
+	}
+	switch {
+	case cfg.Retries == 0:
+		cfg.Retries = DefaultRetries
+	case cfg.Retries < 0:
+		cfg.Retries = 0
+	}
+	if cfg.RetryDelay == nil {
+		cfg.RetryDelay = retryDelay
+	}
+	if cfg.RequestID == nil {
+		cfg.RequestID = randomRequestID
+	}
+	if len(cfg.StorageClasses) == 0 {
+		cfg.StorageClasses = cfg.DefaultStorageClasses
+	}
+	c := &Client{cfg: cfg, disk: cfg.HTTPClient, proxy: cfg.HTTPClient}
+	if cfg.HTTPClient == nil {
+		c.disk = newHTTPClient(diskLimits, cfg.InsecureTLS)
+		c.proxy = newHTTPClient(proxyLimits, cfg.InsecureTLS)
+	}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	return c, nil
+}
+
+// Close ends fetches under way and closes idle connections.
+func (c *Client) Close() error {
+	c.cancel()
+	c.shared.close()
+	c.disk.CloseIdleConnections()
+	c.proxy.CloseIdleConnections()
+	return nil
+}
+
+// round describes one pass over the services.
+type round struct {
+	services []Service // in probe order
+	number   int       // 0 for the first
+	disk     bool      // all are keepstores
+}
+
+// rounds calls try until it says that it is done or the retries are used up. It
+// fetches the service list for each round and sleeps between them.
+func (c *Client) rounds(ctx context.Context, hash string, try func(round) (done bool)) error {
+	for n := 0; ; n++ {
+		services, err := c.cfg.Services.KeepServices(ctx)
+		if err != nil {
+			return fmt.Errorf("list Keep services: %w", err)
+		}
+		r := round{services: ProbeOrder(hash, services), number: n, disk: true}
+		for _, s := range services {
+			r.disk = r.disk && s.Type == "disk"
+		}
+		if try(r) || n == c.cfg.Retries {
+			return ctx.Err()
+		}
+		timer := time.NewTimer(c.cfg.RetryDelay(n + 1))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		}
+	}
+}
+
+// retryDelay spreads clients that failed at the same moment.
+func retryDelay(round int) time.Duration {
+	const most = 20 * time.Second
+	limit := min(2*time.Second<<min(round-1, 10), most)
+	return time.Millisecond + mathrand.N(limit-time.Millisecond)
+}
+
+// randomRequestID returns an id of the form that Arvados services make.
+func randomRequestID() string {
+	const base36 = "0123456789abcdefghijklmnopqrstuvwxyz"
+	var b [20]byte
+	rand.Read(b[:])
+	for i, c := range b {
+		b[i] = base36[int(c)%len(base36)]
+	}
+	return "req-" + string(b[:])
+}

@@ -1,0 +1,142 @@
+package keep
+
+import (
+	"cmp"
+	"context"
+	"crypto/md5"
+	"encoding/hex"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+)
+
+// Service is a server that stores or forwards blocks.
+type Service struct {
+	// UUID places the service in the probe order of each block.
+	UUID string
+	// URL is the base, without a trailing slash: http://host:25107.
+	URL string
+	// Type is "disk" for a keepstore. Anything else, usually "proxy", gets
+	// long time-outs and is written to one request at a time.
+	Type string
+	// ReadOnly services are read, never written.
+	ReadOnly bool
+}
+
+// ServiceLister tells which services there are. It is called before each round
+// of attempts and should remember its answer: see ServiceCache.
+type ServiceLister interface {
+	KeepServices(ctx context.Context) ([]Service, error)
+}
+
+// ServiceListerFunc is a function as a ServiceLister.
+type ServiceListerFunc func(ctx context.Context) ([]Service, error)
+
+// KeepServices calls f.
+func (f ServiceListerFunc) KeepServices(ctx context.Context) ([]Service, error) { return f(ctx) }
+
+// FixedServices is a ServiceLister that always returns itself.
+type FixedServices []Service
+
+// KeepServices returns s.
+func (s FixedServices) KeepServices(context.Context) ([]Service, error) { return s, nil }
+
+// ParseServices reads the value of ARVADOS_KEEP_SERVICES, URLs separated by
+// spaces. Their services have made-up UUIDs and count as proxies. Entries that
+// are not absolute HTTP URLs come back in bad, to be logged.
+func ParseServices(value string) (services FixedServices, bad []string) {
+	for _, entry := range strings.Fields(value) {
+		u, err := url.Parse(entry)
+		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+			bad = append(bad, entry)
+			continue
+		}
+		services = append(services, Service{
+			UUID: fmt.Sprintf("00000-bi6l4-%015d", len(services)),
+			URL:  strings.TrimRight(entry, "/"),
+			Type: "proxy",
+		})
+	}
+	return services, bad
+}
+
+// ServiceUUID returns the UUID that a keepstore named in a cluster's
+// configuration has for clients that read the configuration. rendezvous is the
+// service's Rendezvous value, or its InternalURL with its trailing slash.
+func ServiceUUID(clusterID, rendezvous string) string {
+	return clusterID + "-bi6l4-" + rendezvousSuffix(rendezvous, 15)
+}
+
+// ListedServiceUUID returns the UUID of the same service in the API server's
+// list, which is one character longer unless Rendezvous is set as it should be.
+func ListedServiceUUID(clusterID, rendezvous string) string {
+	return clusterID + "-bi6l4-" + rendezvousSuffix(rendezvous, 16)
+}
+
+func rendezvousSuffix(s string, digits int) string {
+	if len(s) == 15 && isAlphanumeric(s) {
+		return s
+	}
+	sum := md5.Sum([]byte(s))
+	return hex.EncodeToString(sum[:])[:digits]
+}
+
+func isAlphanumeric(s string) bool {
+	for i := range len(s) {
+		c := s[i]
+		if !(c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z') {
+			return false
+		}
+	}
+	return true
+}
+
+// ProbeOrder returns services in the order in which a client looks for the
+// block with the given hash, so that all clients look at the same place first.
+func ProbeOrder(hash string, services []Service) []Service {
+	type weighted struct {
+		weight string
+		Service
+	}
+	list := make([]weighted, len(services))
+	for i, s := range services {
+		list[i] = weighted{blockWeight(hash, s.UUID), s}
+	}
+	slices.SortStableFunc(list, func(a, b weighted) int { return strings.Compare(b.weight, a.weight) })
+	ordered := make([]Service, len(list))
+	for i, w := range list {
+		ordered[i] = w.Service
+	}
+	return ordered
+}
+
+// Mount is a volume as a keepstore sees it when it chooses where a block goes.
+type Mount struct {
+	UUID string
+	// Priority is the highest priority of the mount's storage classes.
+	Priority int
+}
+
+// MountOrder returns a keepstore's mounts in the order in which it looks for the
+// block with the given hash: high priority first, then by ascending weight,
+// unlike clients do with services.
+func MountOrder(hash string, mounts []Mount) []Mount {
+	ordered := slices.Clone(mounts)
+	slices.SortStableFunc(ordered, func(a, b Mount) int {
+		return cmp.Or(
+			cmp.Compare(b.Priority, a.Priority),
+			strings.Compare(blockWeight(hash, a.UUID), blockWeight(hash, b.UUID)))
+	})
+	return ordered
+}
+
+// blockWeight is the rendezvous weight: the last 15 characters of a UUID of the
+// usual length, or all of an unusual one, hashed together with the block.
+func blockWeight(hash, uuid string) string {
+	if len(uuid) == 27 {
+		uuid = uuid[12:]
+	}
+	sum := md5.Sum([]byte(hash + uuid))
+	return hex.EncodeToString(sum[:])
+}

@@ -1,0 +1,82 @@
+package keep
+
+import (
+	"context"
+	"fmt"
+)
+
+// Err returns why an upload failed since the latest MarshalManifest or Flush of
+// everything, or nil.
+func (c *Collection) Err() error {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.failed
+}
+
+// claim marks src as about to be uploaded; it does not change any more. The
+// caller holds the lock, and calls upload after giving it up.
+func (c *Collection) claim(src *source) {
+	src.sealed = true
+	src.uploading = make(chan struct{})
+}
+
+// upload stores a claimed source in the background. It waits for a slot until
+// ctx ends, which is what slows a writer down to the speed of the store.
+func (c *Collection) upload(ctx context.Context, src *source) {
+	select {
+	case c.slots <- struct{}{}:
+	case <-ctx.Done():
+		c.unclaim(src)
+		return
+	case <-c.ctx.Done():
+		c.unclaim(src)
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	opts := c.opts
+	// Close cancels under the lock, so that no upload begins while it waits.
+	if c.ctx.Err() != nil {
+		<-c.slots
+		c.release(src)
+		return
+	}
+	c.uploads.Add(1)
+	go func() {
+		defer c.uploads.Done()
+		loc, err := c.blocks.(BlockWriter).WriteBlock(c.ctx, src.data, opts)
+		if err == nil && loc.Size() != src.size {
+			err = fmt.Errorf("store returned a locator of %d bytes for a block of %d", loc.Size(), src.size)
+		}
+		<-c.slots
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if err != nil {
+			c.stuck += src.size
+			if c.failed == nil {
+				c.failed = fmt.Errorf("store block: %w", err)
+			}
+		} else {
+			if cap(src.data) == c.blockSize && len(c.spare) < maxUploads {
+				c.spare = append(c.spare, src.data)
+			}
+			src.stored(loc)
+		}
+		c.release(src)
+	}()
+}
+
+// unclaim gives up an upload that never began.
+func (c *Collection) unclaim(src *source) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.buffered += src.size
+	c.release(src)
+}
+
+// release ends the upload of src, with or without success, for all who wait for
+// it. The caller holds the lock.
+func (c *Collection) release(src *source) {
+	close(src.uploading)
+	src.uploading = nil
+}
