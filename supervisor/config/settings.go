@@ -1,0 +1,239 @@
+package config
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// MaxStopGrace is the longest time between TERM and KILL: two minutes after its
+// first signal a dispatcher gives the node up, and logs and output must be
+// saved before that.
+const MaxStopGrace = 20 * time.Second
+
+// Networks a container can get when it gets one; "cni:NAME" is a fourth.
+const (
+	NetworkBridge = "bridge"
+	NetworkHost   = "host"
+	NetworkNone   = "none"
+)
+
+// Site holds the settings of this node (see the README's table, or crunch-run
+// check). Load returns it checked; the zero value is of no use.
+type Site struct {
+	// StoreDir holds the image store, shared by all containers of the node.
+	StoreDir string
+	// StoreBudget is how large the image store may grow.
+	StoreBudget Amount
+	// RuntimeDir holds the state and bundle of each running container.
+	RuntimeDir string
+	// LockDir holds the run locks and the list of prices.
+	LockDir string
+	// CgroupBase is the control group below which containers get theirs, as a
+	// path below the hierarchy's mount point; "" means /crunch-run, or with
+	// systemd a scope in crunch-run.slice.
+	CgroupBase string
+	// Network is what a container gets when it gets a network: NetworkBridge,
+	// NetworkHost, NetworkNone or "cni:NAME".
+	Network string
+	// Seccomp tells whether containers run under the default seccomp profile.
+	Seccomp bool
+	// PidsLimit bounds the processes and threads of a container; 0 means none.
+	PidsLimit int64
+	// StopGrace is the time between TERM and KILL when a container is stopped;
+	// 0 means KILL at once.
+	StopGrace time.Duration
+	// GPU is "auto", "cdi", "devices" or "off".
+	GPU string
+	// KeepMount is the command that serves the FUSE mount; empty means this
+	// program's own.
+	KeepMount []string
+
+	described []Setting
+}
+
+// Setting is one line of Describe.
+type Setting struct {
+	Name, Value string
+	// Origin is "default" or says where the value was found.
+	Origin string
+	// Meaning is one sentence for operators.
+	Meaning string
+}
+
+// Describe lists all settings with their values and origins, in the order of
+// the documentation.
+func (s Site) Describe() []Setting { return slices.Clone(s.described) }
+
+// A setting knows how to read itself from text and how to show itself. The
+// text of a list is JSON or words separated by blanks.
+type setting struct {
+	name, usage, def string
+	parse            func(s *Site, text string) error
+	show             func(s *Site) string
+}
+
+// settings is the only list of site settings: flags, variables, file keys,
+// checks and descriptions all come from it.
+var settings = []setting{
+	dirSetting("store-dir", "directory of the image store", "/var/lib/crunch-run", func(s *Site) *string { return &s.StoreDir }),
+	{
+		"store-budget", "size the image store may grow to: bytes, a size such as 50GiB, or a percentage of its file system", "50%",
+		func(s *Site, text string) (err error) { s.StoreBudget, err = parseAmount(text); return },
+		func(s *Site) string { return s.StoreBudget.String() },
+	},
+	dirSetting("runtime-dir", "directory for the state of running containers", "/run/crunch-run", func(s *Site) *string { return &s.RuntimeDir }),
+	dirSetting("lock-dir", "directory of the run locks; dispatchers expect the default", "/var/lock", func(s *Site) *string { return &s.LockDir }),
+	{
+		"cgroup-base", "control group for containers, a path below the hierarchy's mount point; empty: /crunch-run, or crunch-run.slice with systemd", "",
+		func(s *Site, text string) error {
+			if text != "" && (!filepath.IsAbs(text) || filepath.Clean(text) != text || text == "/") {
+				return errors.New("must be empty or a clean absolute path below the hierarchy's mount point, such as /batch/containers")
+			}
+			s.CgroupBase = text
+			return nil
+		},
+		func(s *Site) string { return s.CgroupBase },
+	},
+	{
+		"network", "network of containers that get one: bridge, host, none or cni:NAME", NetworkBridge,
+		func(s *Site, text string) error {
+			if name, ok := strings.CutPrefix(text, "cni:"); ok {
+				if name == "" || strings.ContainsAny(name, "/ \t\n") {
+					return errors.New("cni: needs the name of a CNI network")
+				}
+			} else if text != NetworkBridge && text != NetworkHost && text != NetworkNone {
+				return errors.New("must be bridge, host, none or cni:NAME")
+			}
+			s.Network = text
+			return nil
+		},
+		func(s *Site) string { return s.Network },
+	},
+	{
+		"seccomp", "whether containers run under the default seccomp profile: on or off", "on",
+		func(s *Site, text string) error {
+			switch strings.ToLower(text) {
+			case "on", "true", "yes", "1":
+				s.Seccomp = true
+			case "off", "false", "no", "0":
+				s.Seccomp = false
+			default:
+				return errors.New("must be on or off")
+			}
+			return nil
+		},
+		func(s *Site) string {
+			if s.Seccomp {
+				return "on"
+			}
+			return "off"
+		},
+	},
+	{
+		"pids-limit", "processes and threads a container may have; 0: no limit", "32768",
+		func(s *Site, text string) error {
+			n, err := strconv.ParseInt(text, 10, 64)
+			// The kernel's own limit (PID_MAX_LIMIT) is 4194304.
+			if err != nil || n < 0 || n > 4194304 {
+				return errors.New("must be a whole number from 0 to 4194304")
+			}
+			s.PidsLimit = n
+			return nil
+		},
+		func(s *Site) string { return strconv.FormatInt(s.PidsLimit, 10) },
+	},
+	{
+		"stop-grace", "time between TERM and KILL when a container is stopped, at most 20s; 0: KILL at once", "0s",
+		func(s *Site, text string) error {
+			d, err := time.ParseDuration(text)
+			if err != nil || d < 0 || d > MaxStopGrace {
+				return fmt.Errorf("must be a duration from 0s to %s, such as 5s", MaxStopGrace)
+			}
+			s.StopGrace = d
+			return nil
+		},
+		func(s *Site) string { return s.StopGrace.String() },
+	},
+	{
+		"gpu", "how containers get GPUs: auto, cdi (a CDI specification of the node), devices (without one) or off", "auto",
+		func(s *Site, text string) error {
+			if !slices.Contains([]string{"auto", "cdi", "devices", "off"}, text) {
+				return errors.New("must be auto, cdi, devices or off")
+			}
+			s.GPU = text
+			return nil
+		},
+		func(s *Site) string { return s.GPU },
+	},
+	{
+		"keep-mount", "command that serves the FUSE mount, as words or a JSON array; empty: this program", "",
+		func(s *Site, text string) error {
+			words, err := parseWords(text)
+			if err != nil {
+				return err
+			}
+			s.KeepMount = words
+			return nil
+		},
+		func(s *Site) string {
+			if len(s.KeepMount) == 0 {
+				return ""
+			}
+			text, _ := json.Marshal(s.KeepMount)
+			return string(text)
+		},
+	},
+}
+
+func dirSetting(name, usage, def string, field func(*Site) *string) setting {
+	return setting{
+		name, usage, def,
+		func(s *Site, text string) error {
+			if !filepath.IsAbs(text) || filepath.Clean(text) == "/" {
+				return errors.New("must be an absolute path other than /")
+			}
+			*field(s) = filepath.Clean(text)
+			return nil
+		},
+		func(s *Site) string { return *field(s) },
+	}
+}
+
+// envName is the variable of a setting.
+func (d setting) envName() string {
+	return "CRUNCH_RUN_" + strings.ToUpper(strings.ReplaceAll(d.name, "-", "_"))
+}
+
+func findSetting(name string) *setting {
+	for i := range settings {
+		if settings[i].name == name {
+			return &settings[i]
+		}
+	}
+	return nil
+}
+
+// parseWords reads a command: a JSON array of strings, or words without
+// quoting.
+func parseWords(text string) ([]string, error) {
+	if !strings.HasPrefix(strings.TrimSpace(text), "[") {
+		return append([]string(nil), strings.Fields(text)...), nil
+	}
+	var words []string
+	if err := json.Unmarshal([]byte(text), &words); err != nil {
+		return nil, fmt.Errorf("must be words or a JSON array of strings: %w", err)
+	}
+	if len(words) == 0 {
+		return nil, nil
+	}
+	if words[0] == "" {
+		return nil, errors.New("the command's first word is empty")
+	}
+	return words, nil
+}
