@@ -1,0 +1,213 @@
+// Package libct is the only place that calls runc's libcontainer, whose Go API
+// its maintainers do not promise to keep. It turns a runtime specification
+// into a process that waits to execute the container's command, and nothing
+// more; what it means to create, start, kill and delete a container is decided
+// by package oci.
+package libct
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/opencontainers/runc/libcontainer/seccomp"
+	"github.com/opencontainers/runc/libcontainer/specconv"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// SeccompEnabled tells whether this program can enforce system call filters:
+// whether it was built with libseccomp (build tag "seccomp").
+const SeccompEnabled = seccomp.Enabled
+
+// Container is a libcontainer container.
+type Container struct {
+	ctr      *libcontainer.Container
+	spec     *specs.Process
+	process  *libcontainer.Process
+	stateDir string
+}
+
+// New prepares a container from a specification with absolute paths. Of the
+// node, only stateDir/id is made; nothing runs yet. Destroy undoes it.
+func New(stateDir, id string, spec *specs.Spec) (*Container, error) {
+	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{CgroupName: id, Spec: spec})
+	if err != nil {
+		return nil, fmt.Errorf("runtime configuration: %w", err)
+	}
+	// For the first stage of the container's init only: the later stages are
+	// clones, which do not inherit it. See Init.
+	config.ParentDeathSignal = int(unix.SIGKILL)
+	ctr, err := libcontainer.Create(stateDir, id, config)
+	if err != nil {
+		return nil, fmt.Errorf("prepare container: %w", err)
+	}
+	return &Container{ctr: ctr, spec: spec.Process, stateDir: filepath.Join(stateDir, id)}, nil
+}
+
+// CgroupDirs returns the directories of the container's cgroup, by controller
+// ("" is v2), whether they exist yet or not.
+func (c *Container) CgroupDirs() (map[string]string, error) {
+	state, err := c.ctr.State()
+	if err != nil {
+		return nil, fmt.Errorf("find the container's cgroup: %w", err)
+	}
+	return maps.Clone(state.CgroupPaths), nil
+}
+
+// Start makes the container's init, which sets everything up and then waits to
+// execute the command. The streams may be nil, meaning /dev/null. lifeline is
+// the container's end of a connected pair of sockets (see Init); it stays the
+// caller's to close.
+//
+// Start must be called on a thread that lives as long as the container should:
+// its end ends the container.
+func (c *Container) Start(stdin, stdout, stderr, lifeline *os.File) error {
+	process, err := newProcess(c.spec)
+	if err != nil {
+		return err
+	}
+	process.Init = true
+	// A nil *os.File in these interfaces would not be nil.
+	if stdin != nil {
+		process.Stdin = stdin
+	}
+	if stdout != nil {
+		process.Stdout = stdout
+	}
+	if stderr != nil {
+		process.Stderr = stderr
+	}
+	process.ExtraFiles = []*os.File{lifeline} // becomes lifelineFd
+	redirectLog()
+	if err := c.ctr.Start(process); err != nil {
+		return err
+	}
+	c.process = process
+	return nil
+}
+
+// PID returns the process id of the container's init after Start.
+func (c *Container) PID() int {
+	pid, err := c.process.Pid()
+	if err != nil {
+		return 0
+	}
+	return pid
+}
+
+// Signal sends a signal to the container's init. The error is
+// os.ErrProcessDone if it has ended.
+func (c *Container) Signal(sig syscall.Signal) error {
+	return c.process.Signal(sig)
+}
+
+// Wait waits for the container's init to end and reaps it. It must be called
+// once after Start.
+func (c *Container) Wait() (syscall.WaitStatus, error) {
+	state, err := c.process.Wait()
+	if state == nil {
+		return 0, fmt.Errorf("wait for the container's init: %w", err)
+	}
+	status, ok := state.Sys().(syscall.WaitStatus)
+	if !ok {
+		return 0, fmt.Errorf("wait for the container's init: status of type %T", state.Sys())
+	}
+	return status, nil
+}
+
+// ErrNotReady is returned by Release when the init has ended before it could
+// execute the command.
+var ErrNotReady = errors.New("the container's init ended before the command was executed")
+
+// Release lets a waiting init go on and execute the command. await is called
+// meanwhile, and must return when the init has done so, failed, or ended.
+//
+// libcontainer's init waits for a reader of a fifo, and writes a byte to it
+// when it has found one. libcontainer's own way to be that reader
+// (Container.Exec) blocks in open(2), which leaves a thread behind for ever if
+// the init is killed meanwhile, and looks for that only ten times a second. A
+// non-blocking open needs neither.
+func (c *Container) Release(await func()) error {
+	fifo, err := unix.Open(c.fifo(), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("start the container's init: %w", &os.PathError{Op: "open", Path: c.fifo(), Err: err})
+	}
+	defer unix.Close(fifo)
+	await()
+	var b [1]byte
+	if n, _ := unix.Read(fifo, b[:]); n != 1 {
+		return ErrNotReady
+	}
+	return os.Remove(c.fifo())
+}
+
+func (c *Container) fifo() string { return filepath.Join(c.stateDir, "exec.fifo") }
+
+// Destroy removes the container's cgroup and state. Its processes must be
+// gone.
+func (c *Container) Destroy() error {
+	if err := c.ctr.Destroy(); err != nil {
+		return fmt.Errorf("remove container: %w", err)
+	}
+	return nil
+}
+
+// newProcess translates the specification's process.
+func newProcess(p *specs.Process) (*libcontainer.Process, error) {
+	lp := &libcontainer.Process{
+		Args:            p.Args,
+		Env:             p.Env,
+		UID:             int(p.User.UID),
+		GID:             int(p.User.GID),
+		Cwd:             p.Cwd,
+		Label:           p.SelinuxLabel,
+		NoNewPrivileges: &p.NoNewPrivileges,
+		AppArmorProfile: p.ApparmorProfile,
+	}
+	if c := p.Capabilities; c != nil {
+		lp.Capabilities = &configs.Capabilities{
+			Bounding:    c.Bounding,
+			Effective:   c.Effective,
+			Inheritable: c.Inheritable,
+			Permitted:   c.Permitted,
+			Ambient:     c.Ambient,
+		}
+	}
+	for _, g := range p.User.AdditionalGids {
+		lp.AdditionalGroups = append(lp.AdditionalGroups, int(g))
+	}
+	for _, r := range p.Rlimits {
+		kind, ok := rlimits[r.Type]
+		if !ok {
+			return nil, fmt.Errorf("resource limit %q is not known", r.Type)
+		}
+		lp.Rlimits = append(lp.Rlimits, configs.Rlimit{Type: kind, Soft: r.Soft, Hard: r.Hard})
+	}
+	return lp, nil
+}
+
+// rlimits are the limits of getrlimit(2) by the names of the specification.
+var rlimits = map[string]int{
+	"RLIMIT_AS":         unix.RLIMIT_AS,
+	"RLIMIT_CORE":       unix.RLIMIT_CORE,
+	"RLIMIT_CPU":        unix.RLIMIT_CPU,
+	"RLIMIT_DATA":       unix.RLIMIT_DATA,
+	"RLIMIT_FSIZE":      unix.RLIMIT_FSIZE,
+	"RLIMIT_LOCKS":      unix.RLIMIT_LOCKS,
+	"RLIMIT_MEMLOCK":    unix.RLIMIT_MEMLOCK,
+	"RLIMIT_MSGQUEUE":   unix.RLIMIT_MSGQUEUE,
+	"RLIMIT_NICE":       unix.RLIMIT_NICE,
+	"RLIMIT_NOFILE":     unix.RLIMIT_NOFILE,
+	"RLIMIT_NPROC":      unix.RLIMIT_NPROC,
+	"RLIMIT_RSS":        unix.RLIMIT_RSS,
+	"RLIMIT_RTPRIO":     unix.RLIMIT_RTPRIO,
+	"RLIMIT_RTTIME":     unix.RLIMIT_RTTIME,
+	"RLIMIT_SIGPENDING": unix.RLIMIT_SIGPENDING,
+	"RLIMIT_STACK":      unix.RLIMIT_STACK,
+}

@@ -1,0 +1,67 @@
+package oci
+
+import (
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// StartError says that a container was ready but its command could not be
+// executed.
+type StartError struct {
+	// Command is the first word of the command.
+	Command string
+	// Reason is why, such as `exec: "x": executable file not found in $PATH`
+	// or `exec /x: no such file or directory`, which with an existing file
+	// means that its interpreter is missing.
+	Reason string
+}
+
+func (e *StartError) Error() string { return e.Reason }
+
+// ExitCode returns what a shell would: 127 if the command was not found, 126
+// if it cannot be executed.
+func (e *StartError) ExitCode() int {
+	for _, notFound := range []string{"no such file or directory", "executable file not found in $PATH"} {
+		if strings.HasSuffix(e.Reason, notFound) {
+			return 127
+		}
+	}
+	return 126
+}
+
+// Advice returns what to tell the user; see StartAdvice.
+func (e *StartError) Advice() string { return StartAdvice(e.Reason, e.Command) }
+
+var adviceNeeded = regexp.MustCompile(`(?s)(exec|System error).*(no such file or directory|file not found)`)
+
+// StartAdvice returns the advice that belongs to a start error's text, or ""
+// (lifecycle.md section 11).
+func StartAdvice(text, command string) string {
+	if !adviceNeeded.MatchString(text) {
+		return ""
+	}
+	return fmt.Sprintf("Possible causes: command %q is missing, the interpreter given in #! is missing, or script has Windows line endings.", command)
+}
+
+var mkdirFailed = regexp.MustCompile(`mkdir (/.*): not a directory`)
+
+// explain turns the text of a failed set-up, which is all that comes back from
+// the container's init, into an error callers can decide on.
+func explain(err error, p *specs.Process) error {
+	text := err.Error()
+	// The last thing the init does is to look for the command.
+	if _, reason, ok := strings.Cut(text, "exec: "+strconv.Quote(p.Args[0])+": "); ok {
+		return &StartError{Command: p.Args[0], Reason: "exec: " + strconv.Quote(p.Args[0]) + ": " + reason}
+	}
+	if m := mkdirFailed.FindStringSubmatch(text); m != nil && within(p.Cwd, m[1]) {
+		return badRequest("working directory %q: %s is not a directory: %w", p.Cwd, m[1], err)
+	}
+	if strings.Contains(text, "chdir to cwd") {
+		return badRequest("working directory %q cannot be used: %w", p.Cwd, err)
+	}
+	return err
+}
