@@ -1,0 +1,159 @@
+package layer
+
+import (
+	"archive/tar"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// metadata is what is set on an inode beside its content.
+type metadata struct {
+	mode     uint32 // permission bits with set-user-ID, set-group-ID, sticky
+	uid, gid int
+	mtime    time.Time
+	xattrs   []xattr
+}
+
+type xattr struct{ name, value string }
+
+// paxXattr is the prefix of the PAX records in which GNU tar, Docker and all
+// the others keep extended attributes.
+const paxXattr = "SCHILY.xattr."
+
+// foreignXattrs say something about the machine an image was built on; setting
+// them here would be wrong or fail, as they do on every other engine.
+var foreignXattrs = map[string]bool{
+	"security.selinux": true,
+	"security.ima":     true,
+	"security.evm":     true,
+	"system.nfs4_acl":  true,
+}
+
+// overlayXattrs steer the overlay file system. In an image they are data (of
+// containers inside containers) and must not steer ours: one more "overlay."
+// is how kernels since 6.7 escape them, and older ones ignore.
+const overlayXattrs = "trusted.overlay."
+
+func metadataOf(h *tar.Header) (m metadata, skippedXattrs int, err error) {
+	// The last identifier means "leave as it is" to chown.
+	if h.Uid < 0 || int64(h.Uid) >= math.MaxUint32 || h.Gid < 0 || int64(h.Gid) >= math.MaxUint32 {
+		return m, 0, fmt.Errorf("%w: owner %d:%d does not fit Linux", ErrMalformed, h.Uid, h.Gid)
+	}
+	m = metadata{mode: uint32(h.Mode & 0o7777), uid: h.Uid, gid: h.Gid, mtime: h.ModTime}
+	for k, v := range h.PAXRecords {
+		name, ok := strings.CutPrefix(k, paxXattr)
+		if !ok {
+			continue
+		}
+		if foreignXattrs[name] {
+			skippedXattrs++
+			continue
+		}
+		if rest, ok := strings.CutPrefix(name, overlayXattrs); ok {
+			name = overlayXattrs + "overlay." + rest
+		}
+		m.xattrs = append(m.xattrs, xattr{name, v})
+	}
+	return m, skippedXattrs, nil
+}
+
+// times gives access and modification time; layers rarely have the former.
+func (m *metadata) times() []unix.Timespec {
+	ts := unix.Timespec{Sec: m.mtime.Unix(), Nsec: int64(m.mtime.Nanosecond())}
+	return []unix.Timespec{ts, ts}
+}
+
+// applyFile sets m on the file fd, which is base in dirfd and which this
+// process has just created with mode 0600. The order matters: a change of owner
+// clears set-user-ID bits and file capabilities.
+func (x *extractor) applyFile(fd, dirfd int, base string, m metadata) error {
+	if m.uid != 0 || m.gid != 0 {
+		if err := unix.Fchown(fd, m.uid, m.gid); err != nil {
+			return fmt.Errorf("set owner: %w", err)
+		}
+	}
+	if m.mode != 0o600 {
+		if err := unix.Fchmod(fd, m.mode); err != nil {
+			return fmt.Errorf("set mode: %w", err)
+		}
+	}
+	for _, a := range m.xattrs {
+		if err := x.xattrResult(a, unix.Fsetxattr(fd, a.name, []byte(a.value), 0)); err != nil {
+			return err
+		}
+	}
+	if err := unix.UtimesNanoAt(dirfd, base, m.times(), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fmt.Errorf("set time: %w", err)
+	}
+	return nil
+}
+
+// applyDir is applyFile for a directory, which was made with mode 0700.
+func (x *extractor) applyDir(fd int, m metadata) error {
+	if m.uid != 0 || m.gid != 0 {
+		if err := unix.Fchown(fd, m.uid, m.gid); err != nil {
+			return fmt.Errorf("set owner: %w", err)
+		}
+	}
+	if err := unix.Fchmod(fd, m.mode); err != nil {
+		return fmt.Errorf("set mode: %w", err)
+	}
+	for _, a := range m.xattrs {
+		if err := x.xattrResult(a, unix.Fsetxattr(fd, a.name, []byte(a.value), 0)); err != nil {
+			return err
+		}
+	}
+	if err := unix.UtimesNanoAt(fd, ".", m.times(), 0); err != nil {
+		return fmt.Errorf("set time: %w", err)
+	}
+	return nil
+}
+
+// applyAt is applyFile for what cannot be opened: links and special files.
+func (x *extractor) applyAt(dirfd int, base string, m metadata, isLink bool) error {
+	if m.uid != 0 || m.gid != 0 {
+		if err := unix.Fchownat(dirfd, base, m.uid, m.gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return fmt.Errorf("set owner: %w", err)
+		}
+	}
+	if !isLink { // links have no mode
+		if err := unix.Fchmodat(dirfd, base, m.mode, 0); err != nil {
+			return fmt.Errorf("set mode: %w", err)
+		}
+	}
+	if len(m.xattrs) > 0 {
+		// There is no call by descriptor and name before Linux 6.13; the name is
+		// one component, and lsetxattr does not follow it.
+		p := "/proc/self/fd/" + strconv.Itoa(dirfd) + "/" + base
+		for _, a := range m.xattrs {
+			if err := x.xattrResult(a, unix.Lsetxattr(p, a.name, []byte(a.value), 0)); err != nil {
+				return err
+			}
+		}
+	}
+	if err := unix.UtimesNanoAt(dirfd, base, m.times(), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fmt.Errorf("set time: %w", err)
+	}
+	return nil
+}
+
+// xattrResult forgives what other engines forgive: an attribute that the file
+// system (ENOTSUP) or the kind of inode (EPERM: user.* on a link or device)
+// does not take. A lost file capability is a program that fails later, so
+// that one is an error.
+func (x *extractor) xattrResult(a xattr, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case err == unix.ENOTSUP && !strings.HasPrefix(a.name, "security.capability"),
+		err == unix.EPERM && strings.HasPrefix(a.name, "user."):
+		x.res.SkippedXattrs++
+		return nil
+	}
+	return fmt.Errorf("set extended attribute %s: %w", printable(a.name), err)
+}
