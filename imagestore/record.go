@@ -1,0 +1,231 @@
+package imagestore
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"crunch-oci/imagestore/archive"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+)
+
+// record is images/<name>.json. It is written once, after everything that it
+// names; a damaged one counts as none.
+type record struct {
+	Version int           `json:"version"`
+	Key     Key           `json:"key"`
+	ID      digest.Digest `json:"id"`
+	Names   []string      `json:"names,omitempty"`
+	Config  []byte        `json:"config"` // base64: the digest is that of its bytes
+	Layers  []string      `json:"layers"` // diff IDs in hexadecimal, the lowest first
+	Lower   []string      `json:"lower"`  // directories below layers/, the topmost first
+	Root    string        `json:"root"`   // that of Lower which describes the root directory
+}
+
+const recordVersion = 1
+
+func (s *Store) recordPath(name string) string {
+	return filepath.Join(s.root, "images", name+".json")
+}
+
+func (s *Store) readRecord(key Key) (record, error) {
+	name, err := key.name()
+	if err != nil {
+		return record{}, err
+	}
+	raw, err := os.ReadFile(s.recordPath(name))
+	if errors.Is(err, os.ErrNotExist) {
+		return record{}, ErrNotFound
+	}
+	if err != nil {
+		return record{}, fmt.Errorf("image store: %w", err)
+	}
+	var r record
+	if json.Unmarshal(raw, &r) != nil || r.Version != recordVersion || r.Key != key ||
+		digest.FromBytes(r.Config) != r.ID || len(r.Lower) == 0 {
+		return record{}, ErrNotFound
+	}
+	return r, nil
+}
+
+// writeRecord puts r in place, by way of the claimed directory of its image.
+func (s *Store) writeRecord(c *claim, name string, r record) error {
+	raw, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	tmp := filepath.Join(c.path, "record")
+	if err := os.WriteFile(tmp, raw, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, s.recordPath(name))
+}
+
+// facts is layers/<id>/facts.json: what must be known about a layer to put it
+// on top of others. Paths are bytes, not text.
+type facts struct {
+	OpaqueRoot   bool     `json:"opaque_root,omitempty"`
+	ImplicitRoot bool     `json:"implicit_root,omitempty"`
+	Implicit     [][]byte `json:"implicit,omitempty"`  // but for the root
+	Whiteouts    [][]byte `json:"whiteouts,omitempty"` // directories that hold some, but for the root
+	Entries      int64    `json:"entries"`
+	Bytes        int64    `json:"bytes"`
+}
+
+func (s *Store) readFacts(id string) (facts, error) {
+	var f facts
+	raw, err := os.ReadFile(filepath.Join(s.layerPath(id), "facts.json"))
+	if err != nil {
+		return f, err
+	}
+	return f, json.Unmarshal(raw, &f)
+}
+
+// state is layers/<id>/state.json: how long the layer may be believed.
+type state struct {
+	Version int    `json:"version"`
+	Boot    string `json:"boot"`    // unpacked since this boot, or
+	Durable bool   `json:"durable"` // known to be on the disk
+}
+
+func writeJSON(path string, v any, sync bool) error {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(raw)
+	if err == nil && sync {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+// use is a layer held for use: its directory, open with a shared lock.
+type use struct {
+	id  string
+	dir *os.File
+}
+
+func (u *use) close() { _ = u.dir.Close() }
+
+// errStale says that a layer has been there since before the last boot and may
+// have lost parts of itself then.
+var errStale = errors.New("layer may not have survived the last reboot")
+
+// use takes a layer into use. It fails with os.ErrNotExist where there is none,
+// with errStale where there is one that is not to be believed.
+func (s *Store) use(id string) (*use, error) {
+	dir, err := lockDir(s.layerPath(id), unix.LOCK_SH)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		err = os.ErrNotExist // somebody is removing it
+	}
+	if err != nil {
+		return nil, err
+	}
+	var st state
+	raw, err := os.ReadFile(filepath.Join(s.layerPath(id), "state.json"))
+	if err != nil || json.Unmarshal(raw, &st) != nil || st.Version != recordVersion || !st.Durable && st.Boot != s.boot {
+		_ = dir.Close()
+		return nil, errStale
+	}
+	return &use{id: id, dir: dir}, nil
+}
+
+// useAll takes all of them or none.
+func (s *Store) useAll(ids []string) ([]*use, error) {
+	var out []*use
+	for _, id := range ids {
+		u, err := s.use(id)
+		if err != nil {
+			closeAll(out)
+			return nil, err
+		}
+		out = append(out, u)
+	}
+	return out, nil
+}
+
+func closeAll(uses []*use) {
+	for _, u := range uses {
+		u.close()
+	}
+}
+
+// discard removes a layer that nobody uses.
+func (s *Store) discard(id string) error {
+	path := s.layerPath(id)
+	dir, err := lockDir(path, unix.LOCK_EX)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	// A new name for each, so that one half removed is nobody's obstacle.
+	tmp := s.tmpPath(fmt.Sprintf("old-%s-%d-%d", id, os.Getpid(), time.Now().UnixNano()))
+	if err := os.Rename(path, tmp); err != nil {
+		return err
+	}
+	return os.RemoveAll(tmp)
+}
+
+// Lookup gives the image if the store has it, without reading a tarball;
+// otherwise ErrNotFound.
+func (s *Store) Lookup(key Key) (*Snapshot, error) {
+	r, err := s.readRecord(key)
+	if err != nil {
+		return nil, err
+	}
+	uses, err := s.useAll(r.Lower)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, errStale) {
+		return nil, ErrNotFound
+	}
+	if err != nil {
+		return nil, fmt.Errorf("image store: %w", err)
+	}
+	snap, err := s.snapshot(r, uses)
+	if err != nil {
+		closeAll(uses)
+		return nil, err
+	}
+	// The record's time tells when the image was last used.
+	now := time.Now()
+	name, _ := key.name()
+	if err := os.Chtimes(s.recordPath(name), now, now); err != nil {
+		s.o.Warn("image store: " + err.Error())
+	}
+	return snap, nil
+}
+
+func (s *Store) snapshot(r record, uses []*use) (*Snapshot, error) {
+	cfg, err := archive.ParseConfig(r.Config)
+	if err != nil {
+		return nil, fmt.Errorf("image store: %w", err)
+	}
+	snap := &Snapshot{ID: r.ID, Names: r.Names, RawConfig: r.Config, Config: cfg, store: s, uses: uses}
+	for _, id := range r.Lower {
+		snap.lower = append(snap.lower, filepath.Join(s.layerPath(id), "fs"))
+		if id == r.Root {
+			snap.rootDir = snap.lower[len(snap.lower)-1]
+		}
+	}
+	return snap, nil
+}
+
+func readJSON(path string, v any) error {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(raw, v)
+}

@@ -1,0 +1,91 @@
+package imagestore
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"crunch-oci/imagestore/archive"
+	"crunch-oci/imagestore/layer"
+
+	"github.com/docker/go-units"
+	"golang.org/x/sys/unix"
+)
+
+// space is what the store's file system has left.
+type space struct {
+	bytes, reserve int64
+	inodes         int64 // -1: the file system does not count them
+}
+
+func (s *Store) space() (space, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.root, &st); err != nil {
+		return space{}, fmt.Errorf("image store: %w", &os.PathError{Op: "statfs", Path: s.root, Err: err})
+	}
+	sp := space{bytes: int64(st.Bavail) * st.Bsize, inodes: int64(st.Ffree)}
+	// What an unpack leaves to the containers: 2 %, at most 64 MiB.
+	sp.reserve = min(64<<20, int64(st.Blocks)*st.Bsize/50)
+	if st.Files == 0 {
+		sp.inodes = -1
+	}
+	return sp, nil
+}
+
+func (sp space) String() string {
+	if sp.inodes < 0 {
+		return units.HumanSize(float64(sp.bytes)) + " free"
+	}
+	return fmt.Sprintf("%s and %d inodes free", units.HumanSize(float64(sp.bytes)), sp.inodes)
+}
+
+// roomFor fails if the layers that are missing cannot fit, before anything is
+// written. What a compressed layer will need is not known: at least its size.
+func (s *Store) roomFor(layers []archive.Layer, p *meter) error {
+	var need int64
+	for _, l := range layers {
+		if u, err := s.use(l.DiffID.Encoded()); err == nil {
+			u.close()
+			continue
+		}
+		need += l.Size
+	}
+	p.total(need)
+	sp, err := s.space()
+	if err != nil {
+		return err
+	}
+	if need > 0 && (need > sp.bytes-sp.reserve || sp.inodes == 0) {
+		return fmt.Errorf("unpack an image of %s into %s (%s): %w", units.HumanSize(float64(need)), s.root, sp, unix.ENOSPC)
+	}
+	return nil
+}
+
+// bounds gives the limits of one layer: what the options say, and not more than
+// fits. full says that a limit met would be the file system's.
+func (s *Store) bounds() (o layer.Options, full bool, err error) {
+	o = s.o.Layer
+	sp, err := s.space()
+	if err != nil {
+		return o, false, err
+	}
+	if room := max(sp.bytes-sp.reserve, 1); o.MaxBytes == 0 || room < o.MaxBytes {
+		o.MaxBytes, full = room, true
+	}
+	if limit := o.MaxEntries; sp.inodes >= 0 && (limit == 0 && sp.inodes < layer.DefaultMaxEntries || limit > sp.inodes) {
+		o.MaxEntries, full = max(sp.inodes, 1), true
+	}
+	return o, full, nil
+}
+
+// explain adds to a failure for want of space where that was, and what to do.
+func (s *Store) explain(err error) error {
+	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
+		return err
+	}
+	sp, serr := s.space()
+	if serr != nil {
+		return err
+	}
+	return fmt.Errorf("%w (image store %s: %s after cleaning up; make room there, or put the store elsewhere)", err, s.root, sp)
+}

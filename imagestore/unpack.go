@@ -1,0 +1,267 @@
+package imagestore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"crunch-oci/imagestore/archive"
+	"crunch-oci/imagestore/layer"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+// Progress tells how far an Unpack is.
+type Progress struct {
+	// Waiting is true while another process unpacks the same thing.
+	Waiting bool
+	// Done of Total bytes of the tarball have been read. What the store had
+	// already does not count.
+	Done, Total int64
+}
+
+// Unpack gives the image of key, from the store if it is there. Otherwise open
+// is called for the tarball, which Unpack closes, and the missing layers are
+// unpacked. If another process is unpacking the same image, Unpack waits for it,
+// and takes over if that one dies.
+//
+// progress may be nil; its calls come from several goroutines, one at a time.
+//
+// A failure leaves nothing behind but the layers that were complete. It wraps
+// one of this package's errors where the image is at fault, and unix.ENOSPC
+// where the store's file system is full.
+func (s *Store) Unpack(ctx context.Context, key Key, open func(context.Context) (*archive.Image, error), progress func(Progress)) (*Snapshot, error) {
+	name, err := key.name()
+	if err != nil {
+		return nil, err
+	}
+	p := &meter{report: progress}
+	snap, err := s.Lookup(key)
+	if !errors.Is(err, ErrNotFound) {
+		return snap, err
+	}
+	c, err := s.claim(ctx, "image-"+name, p.wait)
+	if err != nil {
+		return nil, err
+	}
+	// It may have been finished between the look and the claim.
+	snap, err = s.Lookup(key)
+	if errors.Is(err, ErrNotFound) {
+		snap, err = s.make(ctx, c, key, name, open, p)
+	}
+	if err = errors.Join(err, c.abandon()); err != nil && snap != nil {
+		snap.Close()
+		snap = nil
+	}
+	return snap, err
+}
+
+// make unpacks what is missing of an image, and writes its record.
+func (s *Store) make(ctx context.Context, c *claim, key Key, name string, open func(context.Context) (*archive.Image, error), p *meter) (_ *Snapshot, err error) {
+	img, err := open(ctx)
+	if err != nil {
+		return nil, s.explain(err)
+	}
+	defer func() { err = errors.Join(err, img.Close()) }()
+
+	layers := distinct(img.Layers)
+	if err := s.roomFor(layers, p); err != nil {
+		return nil, err
+	}
+	uses := make([]*use, len(layers))
+	defer func() {
+		if err != nil {
+			for _, u := range uses {
+				if u != nil {
+					u.close()
+				}
+			}
+		}
+	}()
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(s.o.Parallel)
+	for i, l := range layers {
+		g.Go(func() error {
+			u, err := s.layer(gctx, l, p)
+			if err != nil {
+				return fmt.Errorf("layer %d of %d: %w", i+1, len(layers), err)
+			}
+			uses[i] = u
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, s.explain(err)
+	}
+	p.finish()
+	st, err := s.stack(ctx, uses)
+	if err != nil {
+		return nil, s.explain(err)
+	}
+	uses = st.uses
+	r := record{
+		Version: recordVersion, Key: key, ID: img.ID, Names: img.Names, Config: img.RawConfig,
+		Lower: st.lower, Root: st.root,
+	}
+	for _, l := range img.Layers {
+		r.Layers = append(r.Layers, l.DiffID.Encoded())
+	}
+	if err := s.writeRecord(c, name, r); err != nil {
+		return nil, s.explain(fmt.Errorf("image store: %w", err))
+	}
+	return s.snapshot(r, uses)
+}
+
+// distinct leaves out all but the topmost of layers that are the same: the
+// overlay takes no directory twice, and whatever a layer says about a path, it
+// says last where it is topmost.
+func distinct(in []archive.Layer) []archive.Layer {
+	var out []archive.Layer
+	seen := make(map[string]bool)
+	for i := len(in) - 1; i >= 0; i-- {
+		if id := in[i].DiffID.Encoded(); !seen[id] {
+			seen[id] = true
+			out = append([]archive.Layer{in[i]}, out...)
+		}
+	}
+	return out
+}
+
+// layer gives a layer in use, unpacking it if nobody has.
+func (s *Store) layer(ctx context.Context, l archive.Layer, p *meter) (*use, error) {
+	return s.ensure(ctx, l.DiffID.Encoded(), p.wait, func(c *claim) error {
+		return s.unpackLayer(ctx, c, l, p)
+	})
+}
+
+// ensure gives the layer directory id in use. If there is none, fill is called
+// to fill the claimed directory, which is then published.
+func (s *Store) ensure(ctx context.Context, id string, waiting func(), fill func(*claim) error) (*use, error) {
+	for {
+		u, err := s.use(id)
+		if err == nil {
+			return u, nil
+		}
+		if !errors.Is(err, errStale) && !errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("image store: %w", err)
+		}
+		c, err := s.claim(ctx, id, waiting)
+		if err != nil {
+			return nil, err
+		}
+		u, err = s.fulfil(c, fill)
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return u, err
+		}
+		// Removed as soon as it was made, or stale and just being looked at.
+		if err := pause(ctx); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// fulfil makes what c is the claim to, unless it has been made before the claim
+// was granted. The claim is over when it returns.
+func (s *Store) fulfil(c *claim, fill func(*claim) error) (*use, error) {
+	u, err := s.use(c.name)
+	if err == nil {
+		return u, c.abandon()
+	}
+	if errors.Is(err, errStale) {
+		err = s.discard(c.name)
+	} else if errors.Is(err, os.ErrNotExist) {
+		err = nil
+	}
+	if err == nil {
+		err = fill(c)
+	}
+	if err == nil {
+		err = writeJSON(filepath.Join(c.path, "state.json"), state{Version: recordVersion, Boot: s.boot}, false)
+	}
+	if err != nil {
+		return nil, errors.Join(err, c.abandon())
+	}
+	dir, err := c.publish(s.layerPath(c.name))
+	if err != nil {
+		return nil, err
+	}
+	return &use{id: c.name, dir: dir}, nil
+}
+
+// unpackLayer extracts l into the claimed directory.
+func (s *Store) unpackLayer(ctx context.Context, c *claim, l archive.Layer, p *meter) error {
+	fs := filepath.Join(c.path, "fs")
+	if err := os.Mkdir(fs, 0o700); err != nil {
+		return err
+	}
+	o, full, err := s.bounds()
+	if err != nil {
+		return err
+	}
+	stream, err := l.Open(ctx, p.add)
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	res, err := layer.Extract(ctx, stream, fs, o)
+	if err != nil {
+		if full && errors.Is(err, layer.ErrLimit) {
+			return fmt.Errorf("%s: %w: %w", l.DiffID, unix.ENOSPC, err)
+		}
+		return fmt.Errorf("%s: %w", l.DiffID, blame(ctx, stream, err))
+	}
+	f := facts{OpaqueRoot: res.OpaqueRoot, Entries: res.Entries, Bytes: res.Bytes}
+	for _, d := range res.ImplicitDirs {
+		if d == "" {
+			f.ImplicitRoot = true
+			continue
+		}
+		f.Implicit = append(f.Implicit, []byte(d))
+	}
+	for _, d := range res.WhiteoutDirs {
+		if d != "" {
+			f.Whiteouts = append(f.Whiteouts, []byte(d))
+		}
+	}
+	return writeJSON(filepath.Join(c.path, "facts.json"), f, false)
+}
+
+// blame decides what a failed layer failed of: damaged bytes make a tar stream
+// say anything, so the rest of it is read to see whether it has its digest.
+func blame(ctx context.Context, stream io.Reader, err error) error {
+	var entry *layer.EntryError
+	if !errors.As(err, &entry) && !errors.Is(err, layer.ErrMalformed) ||
+		errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EIO) || ctx.Err() != nil {
+		return err
+	}
+	if _, rerr := io.Copy(io.Discard, stream); errors.Is(rerr, ErrCorrupt) {
+		return rerr
+	}
+	return err
+}
+
+// meter adds up progress from several goroutines.
+type meter struct {
+	mu     sync.Mutex
+	p      Progress
+	report func(Progress)
+}
+
+func (m *meter) update(f func(*Progress)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f(&m.p)
+	if m.report != nil {
+		m.report(m.p)
+	}
+}
+
+func (m *meter) finish()       { m.update(func(p *Progress) { p.Waiting = false; p.Done = p.Total }) }
+func (m *meter) wait()         { m.update(func(p *Progress) { p.Waiting = true }) }
+func (m *meter) add(n int)     { m.update(func(p *Progress) { p.Waiting = false; p.Done += int64(n) }) }
+func (m *meter) total(n int64) { m.update(func(p *Progress) { p.Waiting = false; p.Total = n }) }
