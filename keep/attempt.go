@@ -88,7 +88,7 @@ func (c *Client) do(ctx context.Context, a attempt, read func(*http.Response) er
 	fail := func(err error) *ServiceError {
 		return &ServiceError{URL: a.service.URL, Err: c.cause(ctx, err)}
 	}
-	req, err := http.NewRequestWithContext(context.WithValue(ctx, roundKey{}, a.round.number), a.method, a.service.URL+"/"+a.path, nil)
+	req, err := http.NewRequestWithContext(context.WithValue(ctx, roundKey{}, a.round.number), a.method, strings.TrimRight(a.service.URL, "/")+"/"+a.path, nil)
 	if err != nil {
 		return fail(err)
 	}

@@ -1,0 +1,642 @@
+package keep_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/md5"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"crunch-oci/keep"
+	"crunch-oci/keep/keeptest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var signer = keep.Signer{Key: "blobsigningkey", TTL: 336 * time.Hour}
+
+// servers starts n keepstores and returns them in probe order for data.
+func servers(t *testing.T, n int, data []byte) (list []*keeptest.Server, services []keep.Service) {
+	t.Helper()
+	byURL := make(map[string]*keeptest.Server)
+	for range n {
+		s := &keeptest.Server{Signer: signer}
+		svc := s.Start(t)
+		byURL[svc.URL] = s
+		services = append(services, svc)
+	}
+	services = keep.ProbeOrder(md5hex(data), services)
+	for _, svc := range services {
+		list = append(list, byURL[svc.URL])
+	}
+	return list, services
+}
+
+func md5hex(data []byte) string {
+	sum := md5.Sum(data)
+	return hex.EncodeToString(sum[:])
+}
+
+// counts returns how many requests each server has seen.
+func counts(list []*keeptest.Server) (n []int) {
+	for _, s := range list {
+		n = append(n, len(s.Requests()))
+	}
+	return n
+}
+
+func TestClientReadFaults(t *testing.T) {
+	data := []byte("the quick brown fox")
+	for _, tc := range []struct {
+		name   string
+		faults [3][]keeptest.Fault // per server, in probe order
+		lost   [3]bool             // the server does not have the block
+		want   string              // part of the error; "" if the read succeeds
+		reqs   []int               // requests per server
+		is     error
+		isNot  error
+	}{
+		{name: "first server has it", reqs: []int{1, 0, 0}},
+		{name: "last server has it", lost: [3]bool{true, true, false}, reqs: []int{1, 1, 1}},
+		{
+			name: "nobody has it", lost: [3]bool{true, true, true}, reqs: []int{1, 1, 1},
+			want: "not found on any of 3 Keep services", is: keep.ErrNotFound,
+		},
+		{
+			name:   "error that passes",
+			faults: [3][]keeptest.Fault{{keeptest.Status(503, "")}},
+			lost:   [3]bool{false, true, true}, reqs: []int{2, 1, 1},
+		},
+		{
+			name:   "every temporary error",
+			faults: [3][]keeptest.Fault{{keeptest.Status(499, "timeout"), keeptest.Status(429, "busy")}, {keeptest.Status(408, ""), keeptest.Status(500, "")}, {keeptest.Reset, keeptest.Truncate}},
+			reqs:   []int{3, 2, 2},
+		},
+		{
+			name:   "errors that do not pass",
+			faults: [3][]keeptest.Fault{{keeptest.Status(403, "forbidden")}, {keeptest.Status(400, "bad\nnews")}},
+			lost:   [3]bool{true, true, true}, reqs: []int{1, 1, 1},
+			want: `HTTP 400 "bad\nnews"`, isNot: keep.ErrNotFound,
+		},
+		{
+			name:   "damaged copy on one server",
+			faults: [3][]keeptest.Fault{{keeptest.Corrupt}}, reqs: []int{1, 1, 0},
+		},
+		{
+			name:   "damaged copies are asked for twice only",
+			faults: [3][]keeptest.Fault{{keeptest.Corrupt, keeptest.Corrupt, keeptest.Corrupt}},
+			lost:   [3]bool{false, true, true}, reqs: []int{2, 1, 1},
+			want: "bad checksum", is: keep.ErrChecksum, isNot: keep.ErrNotFound,
+		},
+		{
+			name: "retries used up",
+			faults: [3][]keeptest.Fault{
+				{keeptest.Reset, keeptest.Truncate, keeptest.Status(502, "checksum mismatch in stored data")},
+			},
+			lost: [3]bool{false, true, true}, reqs: []int{3, 1, 1},
+			want: `HTTP 502 "checksum mismatch in stored data"`, isNot: keep.ErrNotFound,
+		},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			list, services := servers(t, 3, data)
+			var loc keep.Locator
+			for i, s := range list {
+				loc = s.Put(data)
+				if tc.lost[i] {
+					s.Delete(loc.Hash())
+				}
+				for _, f := range tc.faults[i] {
+					s.Inject(1, f)
+				}
+			}
+			slices.Reverse(services) // the client must sort
+			client := keeptest.NewClient(t, nil, services...)
+			got, err := client.ReadBlock(t.Context(), loc)
+			if tc.want == "" {
+				if err != nil || !bytes.Equal(got, data) {
+					t.Errorf("%q, %v", got, err)
+				}
+			} else if err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("error %v, want %q", err, tc.want)
+			}
+			if tc.is != nil && !errors.Is(err, tc.is) {
+				t.Errorf("%v is not %v", err, tc.is)
+			}
+			if tc.isNot != nil && errors.Is(err, tc.isNot) {
+				t.Errorf("%v is %v", err, tc.isNot)
+			}
+			if tc.reqs != nil && !slices.Equal(counts(list), tc.reqs) {
+				// The transport repeats a GET by itself when a connection
+				// that it had pooled is reset.
+				t.Errorf("requests per server %v, want %v", counts(list), tc.reqs)
+			}
+		})
+	}
+}
+
+func TestClientRequestHeaders(t *testing.T) {
+	data := []byte("foo")
+	list, services := servers(t, 1, data)
+	client := keeptest.NewClient(t, func(cfg *keep.ClientConfig) {
+		cfg.RequestID = func() string { return "req-abcdefghij0123456789" }
+		cfg.StorageClasses = []string{"a", "b", "a"}
+	}, services...)
+	list[0].Classes = []string{"a", "b"}
+	loc, err := client.WriteBlock(t.Context(), data, keep.WriteOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.ReadBlock(t.Context(), loc); err != nil {
+		t.Fatal(err)
+	}
+	want := []keeptest.Request{
+		{Method: "PUT", Path: "/" + loc.Hash(), Length: 3, Header: http.Header{
+			"Content-Type":            {"application/octet-stream"},
+			"Content-Length":          {"3"},
+			"X-Keep-Desired-Replicas": {"1"},
+			"X-Keep-Storage-Classes":  {"a, b"},
+		}},
+		{Method: "GET", Path: "/" + loc.String(), Header: http.Header{}},
+	}
+	got := list[0].Requests()
+	if len(got) != 2 {
+		t.Fatalf("%d requests", len(got))
+	}
+	for i, w := range want {
+		w.Header.Set("Authorization", "Bearer "+keeptest.Token)
+		w.Header.Set("X-Request-Id", "req-abcdefghij0123456789")
+		got[i].Header.Del("User-Agent")
+		if fmt.Sprint(got[i]) != fmt.Sprint(w) {
+			t.Errorf("request\n%v, want\n%v", got[i], w)
+		}
+	}
+	if err := signer.VerifySignature(loc.String(), keeptest.Token, time.Now()); err != nil {
+		t.Errorf("signature of the stored block: %v", err)
+	}
+}
+
+func TestClientWrite(t *testing.T) {
+	data := []byte("some data")
+	full := keeptest.Status(http.StatusInsufficientStorage, "insufficient storage")
+	for _, tc := range []struct {
+		name    string
+		opts    keep.WriteOptions
+		classes [3][]string
+		copies  [3]int
+		faults  [3][]keeptest.Fault
+		proxy   bool
+		ro      [3]bool
+		want    string // part of the error
+		reqs    []int
+	}{
+		{name: "one copy", opts: keep.WriteOptions{Replication: 1}, reqs: []int{1, 0, 0}},
+		{name: "two copies", opts: keep.WriteOptions{Replication: 2}, reqs: []int{1, 1, 0}},
+		{name: "a service that stores two", opts: keep.WriteOptions{Replication: 2}, copies: [3]int{2, 1, 1}, proxy: true, reqs: []int{1, 0, 0}},
+		{name: "read-only services are left out", opts: keep.WriteOptions{Replication: 1}, ro: [3]bool{true, true, false}, reqs: []int{0, 0, 1}},
+		{name: "all read-only", ro: [3]bool{true, true, true}, reqs: []int{0, 0, 0}, want: "no Keep services available"},
+		{
+			name: "next service after a failure", opts: keep.WriteOptions{Replication: 2},
+			faults: [3][]keeptest.Fault{{keeptest.Reset}}, reqs: []int{1, 1, 1},
+		},
+		{
+			name: "failed services are tried again", opts: keep.WriteOptions{Replication: 3},
+			faults: [3][]keeptest.Fault{{keeptest.Status(503, "volume unavailable"), keeptest.Status(499, "")}, {keeptest.Status(429, "")}},
+			reqs:   []int{3, 2, 1},
+		},
+		{
+			name: "a full service is not", opts: keep.WriteOptions{Replication: 3},
+			faults: [3][]keeptest.Fault{{full, full}}, reqs: []int{1, 1, 1},
+			want: "Could not write sufficient replicas: block 1e50210a0202497fb79bc38b6ade6c34, wanted 3, stored 2: [507] ",
+		},
+		{
+			name: "nor is one that refuses", opts: keep.WriteOptions{Replication: 3},
+			faults: [3][]keeptest.Fault{{keeptest.Status(403, "no")}}, reqs: []int{1, 1, 1},
+			want: "[403] ",
+		},
+		{
+			name:    "classes on different services",
+			opts:    keep.WriteOptions{Replication: 1, StorageClasses: []string{"hot", "cold"}},
+			classes: [3][]string{{"cold"}, {"cold"}, {"hot"}}, reqs: []int{1, 1, 1},
+		},
+		{
+			name:    "a class that nobody offers",
+			opts:    keep.WriteOptions{Replication: 1, StorageClasses: []string{"default", "tape"}},
+			classes: [3][]string{{"default"}, {"default"}, {"default"}},
+			want:    "missing in storage classes tape", reqs: []int{1, 1, 1},
+		},
+		{name: "too many copies", opts: keep.WriteOptions{Replication: 4}, want: "wanted 4, stored 3", reqs: []int{1, 1, 1}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			list, services := servers(t, 3, data)
+			for i, s := range list {
+				s.Classes, s.Replication = tc.classes[i], tc.copies[i]
+				for _, f := range tc.faults[i] {
+					s.Inject(1, f)
+				}
+				services[i].ReadOnly = tc.ro[i]
+				if tc.proxy {
+					services[i].Type = "proxy"
+				}
+			}
+			client := keeptest.NewClient(t, nil, services...)
+			loc, err := client.WriteBlock(t.Context(), data, tc.opts)
+			if tc.want != "" {
+				if err == nil || !strings.Contains(err.Error(), tc.want) {
+					t.Errorf("error %v, want %q", err, tc.want)
+				}
+			} else if err != nil || loc.Hash() != md5hex(data) || loc.Size() != int64(len(data)) {
+				t.Errorf("%v, %v", loc, err)
+			}
+			if !slices.Equal(counts(list), tc.reqs) {
+				t.Errorf("requests per server %v, want %v", counts(list), tc.reqs)
+			}
+		})
+	}
+}
+
+func TestClientWriteLimits(t *testing.T) {
+	list, services := servers(t, 1, nil)
+	client := keeptest.NewClient(t, nil, services...)
+	if _, err := client.WriteBlock(t.Context(), make([]byte, keep.MaxBlockSize+1), keep.WriteOptions{}); !errors.Is(err, keep.ErrBlockTooBig) {
+		t.Errorf("block of more than 64 MiB: %v", err)
+	}
+	loc, err := client.WriteBlock(t.Context(), nil, keep.WriteOptions{})
+	if err != nil || loc.WithoutHints() != keep.EmptyLocator {
+		t.Errorf("empty block: %v, %v", loc, err)
+	}
+	if r := list[0].Requests(); len(r) != 1 || r[0].Length != 0 {
+		t.Errorf("%+v", r)
+	}
+	got, err := client.ReadBlock(t.Context(), loc)
+	if err != nil || len(got) != 0 || len(list[0].Requests()) != 1 {
+		t.Errorf("the empty block was asked for: %v", err)
+	}
+}
+
+// A reply without storage classes comes from a server that does not know them.
+func TestClientWriteWithoutClassSupport(t *testing.T) {
+	var puts atomic.Int32
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		puts.Add(1)
+		fmt.Fprintf(w, "%s+%d\n", strings.TrimPrefix(r.URL.Path, "/"), r.ContentLength)
+	}))
+	defer srv.Close()
+	client := keeptest.NewClient(t, nil, keep.Service{UUID: "a", URL: srv.URL, Type: "disk"}, keep.Service{UUID: "b", URL: srv.URL + "/", Type: "disk"})
+	_, err := client.WriteBlock(t.Context(), []byte("x"), keep.WriteOptions{StorageClasses: []string{"default"}, Replication: 1})
+	if err != nil || puts.Load() != 1 {
+		t.Errorf("%d requests, %v", puts.Load(), err)
+	}
+}
+
+// What a server says must not be believed when it names another block.
+func TestClientWriteLyingServer(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintln(w, "acbd18db4cc2f85cedef654fccc4a4d8+3")
+	}))
+	defer srv.Close()
+	client := keeptest.NewClient(t, nil, keep.Service{URL: srv.URL, Type: "disk"})
+	_, err := client.WriteBlock(t.Context(), []byte("bar"), keep.WriteOptions{})
+	if err == nil || !strings.Contains(err.Error(), "another block") {
+		t.Error(err)
+	}
+}
+
+func TestClientSharesFetch(t *testing.T) {
+	data := []byte("shared")
+	list, services := servers(t, 1, data)
+	client := keeptest.NewClient(t, nil, services...)
+	loc := list[0].Put(data)
+	arrived, answer := make(chan struct{}), make(chan struct{})
+	list[0].Inject(1, func(*keeptest.Server, http.ResponseWriter, *http.Request) bool {
+		close(arrived)
+		<-answer
+		return false
+	})
+	read := func(ctx context.Context) error {
+		got, err := client.ReadBlock(ctx, loc)
+		if err == nil && !bytes.Equal(got, data) {
+			err = errors.New("wrong data")
+		}
+		return err
+	}
+	first, leave := context.WithCancel(t.Context())
+	firstDone := make(chan error, 1)
+	go func() { firstDone <- read(first) }()
+	<-arrived
+	var wg sync.WaitGroup
+	errs := make(chan error, 9)
+	for range 9 {
+		wg.Go(func() { errs <- read(t.Context()) })
+	}
+	// The one that started the fetch goes away; the others still get it.
+	for !client.Waiting(loc, 10) {
+	}
+	leave()
+	if err := <-firstDone; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	close(answer)
+	wg.Wait()
+	for range 9 {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	if n := len(list[0].Requests()); n != 1 {
+		t.Errorf("%d requests", n)
+	}
+}
+
+// A reader with a good signature is not told about somebody else's bad one.
+func TestClientSharedFetchOtherSignature(t *testing.T) {
+	data := []byte("shared")
+	list, services := servers(t, 1, data)
+	client := keeptest.NewClient(t, nil, services...)
+	good := list[0].Put(data)
+	bad, err := keep.ParseLocator(signer.SignLocator(good.WithoutHints().String(), "other", time.Now().Add(time.Hour)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	arrived, answer := make(chan struct{}), make(chan struct{})
+	list[0].Inject(1, func(*keeptest.Server, http.ResponseWriter, *http.Request) bool {
+		close(arrived)
+		<-answer
+		return false
+	})
+	badDone := make(chan error, 1)
+	go func() {
+		_, err := client.ReadBlock(t.Context(), bad)
+		badDone <- err
+	}()
+	<-arrived
+	goodDone := make(chan error, 1)
+	go func() {
+		_, err := client.ReadBlock(t.Context(), good)
+		goodDone <- err
+	}()
+	for !client.Waiting(good, 2) {
+	}
+	close(answer)
+	if err := <-badDone; err == nil {
+		t.Error("bad signature accepted")
+	}
+	if err := <-goodDone; err != nil {
+		t.Errorf("good signature: %v", err)
+	}
+}
+
+func TestClientStalledServer(t *testing.T) {
+	data := []byte("stalled")
+	for _, method := range []string{"read", "write"} {
+		t.Run(method, func(t *testing.T) {
+			list, services := servers(t, 2, data)
+			list[0].Inject(-1, keeptest.Hang)
+			loc := list[1].Put(data)
+			client := keeptest.NewClient(t, func(cfg *keep.ClientConfig) {
+				cfg.IdleTimeout = 50 * time.Millisecond
+			}, services...)
+			var err error
+			if method == "read" {
+				_, err = client.ReadBlock(t.Context(), loc)
+			} else {
+				_, err = client.WriteBlock(t.Context(), data, keep.WriteOptions{})
+			}
+			if err != nil {
+				t.Error(err)
+			}
+			if got := counts(list); got[0] == 0 || got[1] == 0 {
+				t.Errorf("requests %v", got)
+			}
+		})
+	}
+}
+
+// A block that keeps arriving is not cut off, however long it takes altogether.
+func TestClientSlowServer(t *testing.T) {
+	data := bytes.Repeat([]byte("s"), 20)
+	list, services := servers(t, 1, data)
+	loc := list[0].Put(data)
+	const idle = 300 * time.Millisecond
+	list[0].Inject(1, func(s *keeptest.Server, w http.ResponseWriter, r *http.Request) bool {
+		w.Header().Set("Content-Length", "20")
+		tick := time.NewTicker(idle / 10)
+		defer tick.Stop()
+		for i := range data {
+			<-tick.C
+			w.Write(data[i : i+1])
+			w.(http.Flusher).Flush()
+		}
+		return true
+	})
+	client := keeptest.NewClient(t, func(cfg *keep.ClientConfig) {
+		cfg.IdleTimeout, cfg.Retries = idle, -1
+	}, services...)
+	if _, err := client.ReadBlock(t.Context(), loc); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestClientCancel(t *testing.T) {
+	data := []byte("cancel")
+	list, services := servers(t, 1, data)
+	loc := list[0].Put(data)
+	client := keeptest.NewClient(t, nil, services...)
+	for _, op := range []func(context.Context) error{
+		func(ctx context.Context) error { _, err := client.ReadBlock(ctx, loc); return err },
+		func(ctx context.Context) error {
+			_, err := client.WriteBlock(ctx, data, keep.WriteOptions{})
+			return err
+		},
+	} {
+		ctx, cancel := context.WithCancel(t.Context())
+		list[0].Inject(1, func(s *keeptest.Server, w http.ResponseWriter, r *http.Request) bool {
+			cancel()
+			return keeptest.Hang(s, w, r)
+		})
+		if err := op(ctx); !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	}
+}
+
+// The connection refused by a dead server and the texts of a live one must not
+// give away the token or a signature.
+func TestClientErrorsHoldNoSecrets(t *testing.T) {
+	data := []byte("secret")
+	list, services := servers(t, 2, data)
+	loc := list[0].Put(data)
+	list[0].Inject(-1, func(s *keeptest.Server, w http.ResponseWriter, r *http.Request) bool {
+		http.Error(w, "cannot serve "+r.URL.String()+" to "+r.Header.Get("Authorization"), 500)
+		return true
+	})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	services[1].URL = "http://" + l.Addr().String()
+	l.Close()
+	client := keeptest.NewClient(t, nil, services...)
+	_, err = client.ReadBlock(t.Context(), loc)
+	if err == nil {
+		t.Fatal("no error")
+	}
+	secret := strings.Split(keeptest.Token, "/")[2]
+	sig := loc.Hints()[0]
+	for _, s := range []string{secret, sig, sig[1:41]} {
+		if strings.Contains(err.Error(), s) {
+			t.Errorf("%q is in %q", s, err)
+		}
+	}
+	for _, s := range []string{"cannot serve", "connection refused", services[0].URL, services[1].URL, loc.Hash()} {
+		if !strings.Contains(err.Error(), s) {
+			t.Errorf("%q is not in %q", s, err)
+		}
+	}
+}
+
+func TestClientRedirectIsNotFollowed(t *testing.T) {
+	list, services := servers(t, 2, nil)
+	data := []byte("x")
+	loc := list[1].Put(data)
+	list[0].Inject(-1, func(_ *keeptest.Server, w http.ResponseWriter, r *http.Request) bool {
+		http.Redirect(w, r, services[1].URL+r.URL.Path, http.StatusTemporaryRedirect)
+		return true
+	})
+	client := keeptest.NewClient(t, nil, services[0])
+	if _, err := client.ReadBlock(t.Context(), loc); err == nil || len(list[1].Requests()) != 0 {
+		t.Errorf("the token was taken to another server (%v)", err)
+	}
+}
+
+func TestClientServiceHints(t *testing.T) {
+	data := []byte("hinted")
+	list, services := servers(t, 3, data)
+	last := services[2]
+	list[2].Put(data)
+	loc, err := keep.ParseLocator(fmt.Sprintf("%s+%d+K@%s+K@zzzzz-bi6l4-unknownunknown0", md5hex(data), len(data), last.UUID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	list[2].Signer.Key = ""
+	client := keeptest.NewClient(t, nil, services...)
+	if _, err := client.ReadBlock(t.Context(), loc); err != nil {
+		t.Error(err)
+	}
+	if got := counts(list); !slices.Equal(got, []int{0, 0, 1}) {
+		t.Errorf("requests %v", got)
+	}
+}
+
+func TestClientLocalLocator(t *testing.T) {
+	data := []byte("remote")
+	list, services := servers(t, 2, data)
+	client := keeptest.NewClient(t, nil, services...)
+	remote := list[1].PutRemote(data)
+	list[1].Inject(1, keeptest.Status(503, ""))
+	loc, err := client.LocalLocator(t.Context(), remote)
+	if err != nil || loc.IsRemote() || loc.Hash() != remote.Hash() {
+		t.Fatalf("%v, %v", loc, err)
+	}
+	if err := signer.VerifySignature(loc.String(), keeptest.Token, time.Now()); err != nil {
+		t.Error(err)
+	}
+	before := len(list[1].Requests())
+	if same, err := client.LocalLocator(t.Context(), loc); same != loc || err != nil || len(list[1].Requests()) != before {
+		t.Errorf("a local locator was sent out: %v", err)
+	}
+	missing, _ := keep.ParseLocator("acbd18db4cc2f85cedef654fccc4a4d8+3+Rzbbbb-0123@ffffffff")
+	if _, err := client.LocalLocator(t.Context(), missing); err == nil {
+		t.Error("no error")
+	}
+}
+
+func TestClientServiceListError(t *testing.T) {
+	broken := errors.New("no API server")
+	client := keeptest.NewClient(t, func(cfg *keep.ClientConfig) {
+		cfg.Services = keep.ServiceListerFunc(func(context.Context) ([]keep.Service, error) { return nil, broken })
+	})
+	loc, _ := keep.ParseLocator("acbd18db4cc2f85cedef654fccc4a4d8+3")
+	if _, err := client.ReadBlock(t.Context(), loc); !errors.Is(err, broken) {
+		t.Error(err)
+	}
+	client = keeptest.NewClient(t, nil)
+	if _, err := client.ReadBlock(t.Context(), loc); !errors.Is(err, keep.ErrNoServices) || errors.Is(err, keep.ErrNotFound) {
+		t.Error(err)
+	}
+}
+
+func TestClientConfig(t *testing.T) {
+	ok := keep.ClientConfig{Services: keep.FixedServices{}, Token: "t"}
+	for name, edit := range map[string]func(*keep.ClientConfig){
+		"no services":          func(c *keep.ClientConfig) { c.Services = nil },
+		"no token":             func(c *keep.ClientConfig) { c.Token = "" },
+		"token with line feed": func(c *keep.ClientConfig) { c.Token = "abc\n" },
+		"negative replication": func(c *keep.ClientConfig) { c.DefaultReplication = -1 },
+	} {
+		cfg := ok
+		edit(&cfg)
+		if _, err := keep.NewClient(cfg); err == nil || strings.Contains(err.Error(), "abc") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestParseServices(t *testing.T) {
+	got, bad := keep.ParseServices(" http://10.0.0.1:25107/ ftp://x nonsense  https://keep.example ")
+	want := keep.FixedServices{
+		{UUID: "00000-bi6l4-000000000000000", URL: "http://10.0.0.1:25107", Type: "proxy"},
+		{UUID: "00000-bi6l4-000000000000001", URL: "https://keep.example", Type: "proxy"},
+	}
+	if !slices.Equal(got, want) || !slices.Equal(bad, []string{"ftp://x", "nonsense"}) {
+		t.Errorf("%+v, bad %q", got, bad)
+	}
+}
+
+func TestServiceCache(t *testing.T) {
+	var calls int
+	var fail error
+	cache := keep.NewServiceCache(keep.ServiceListerFunc(func(context.Context) ([]keep.Service, error) {
+		calls++
+		return []keep.Service{{UUID: fmt.Sprint(calls)}}, fail
+	}))
+	get := func() string {
+		t.Helper()
+		list, err := cache.KeepServices(t.Context())
+		if err != nil || len(list) != 1 {
+			t.Fatal(list, err)
+		}
+		return list[0].UUID
+	}
+	if get() != "1" || get() != "1" {
+		t.Error("list is not remembered")
+	}
+	cache.Expire()
+	if get() != "2" {
+		t.Error("list is not renewed")
+	}
+	cache.Expire()
+	fail = errors.New("down")
+	if get() != "2" {
+		t.Error("old list is not kept when a new one cannot be had")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cache = keep.NewServiceCache(keep.ServiceListerFunc(func(context.Context) ([]keep.Service, error) {
+		cancel()
+		return nil, fail
+	}))
+	if _, err := cache.KeepServices(ctx); !errors.Is(err, fail) || !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
