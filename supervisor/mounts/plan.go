@@ -105,6 +105,11 @@ type input struct {
 	isFile bool
 }
 
+// NeedsKeepMount reports whether anything is bound from the FUSE mount.
+func (p *Plan) NeedsKeepMount() bool {
+	return slices.ContainsFunc(p.Binds, func(b Bind) bool { return b.Kind == BindCollection })
+}
+
 // BindKind says what is behind a Bind.
 type BindKind int
 
@@ -207,11 +212,11 @@ func (p *planner) newName(prefix string) string {
 
 // below returns the path of name relative to dir, both cleaned container paths.
 func below(name, dir string) (string, bool) {
-	if dir == "/" {
-		return name[1:], len(name) > 1
+	if dir != "/" {
+		dir += "/"
 	}
-	rel, ok := strings.CutPrefix(name, dir+"/")
-	return rel, ok
+	rel, ok := strings.CutPrefix(name, dir)
+	return rel, ok && rel != ""
 }
 
 // keepMountArgs is the command line of arv-mount (section 8), order included.

@@ -7,11 +7,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"path"
 	"path/filepath"
-
-	"golang.org/x/sys/unix"
+	"strings"
 
 	"crunch-oci/supervisor/mounts/hostdir"
 )
@@ -44,29 +42,24 @@ func (p *Plan) Prepare() error {
 		return fmt.Errorf("open run directory: %w", err)
 	}
 	defer run.Close()
-	dirs := []struct {
-		name string
-		mode uint32
-	}{{p.KeepDir, privateDirMode}}
+	private := []string{p.KeepDir}
 	if p.CacheDir != "" {
-		dirs = append(dirs, dirs[0])
-		dirs[1].name = p.CacheDir
+		private = append(private, p.CacheDir)
+	}
+	for _, f := range p.Files {
+		private = append(private, filepath.Dir(f.Path))
+	}
+	for _, dir := range private {
+		if err := run.Mkdir(filepath.Base(dir), privateDirMode); err != nil {
+			return err
+		}
 	}
 	for _, dir := range p.TmpDirs {
-		dirs = append(dirs, struct {
-			name string
-			mode uint32
-		}{dir, outputDirMode})
-	}
-	for _, dir := range dirs {
-		if err := run.Mkdir(filepath.Base(dir.name), dir.mode); err != nil {
+		if err := run.Mkdir(filepath.Base(dir), outputDirMode); err != nil {
 			return err
 		}
 	}
 	for _, f := range p.Files {
-		if err := run.Mkdir(filepath.Base(filepath.Dir(f.Path)), privateDirMode); err != nil {
-			return err
-		}
 		name, err := filepath.Rel(p.RunDir, f.Path)
 		if err != nil {
 			return err
@@ -81,7 +74,8 @@ func (p *Plan) Prepare() error {
 // StageOutput copies into the output directory what the container may change
 // there. Later entries replace files of earlier ones.
 func (p *Plan) StageOutput(ctx context.Context, inputs Inputs) error {
-	if len(p.Staged) == 0 {
+	parents := p.mountPointParents()
+	if len(p.Staged) == 0 && len(parents) == 0 {
 		return nil
 	}
 	if p.OutputIsCollection {
@@ -92,12 +86,35 @@ func (p *Plan) StageOutput(ctx context.Context, inputs Inputs) error {
 		return fmt.Errorf("open output directory: %w", err)
 	}
 	defer out.Close()
+	for _, dir := range parents {
+		if err := out.MkdirAll(dir, outputDirMode); err != nil {
+			return err
+		}
+	}
 	for _, s := range p.Staged {
 		if err := stageOne(ctx, out, s, inputs); err != nil {
 			return fmt.Errorf("while staging writable file from %q to %q: %w", s.source, out.Path(s.Path), err)
 		}
 	}
 	return nil
+}
+
+// mountPointParents are the directories in the output directory that hold mount
+// points. The container engine would make them too, but so that only root could
+// write beside the mount points.
+func (p *Plan) mountPointParents() (dirs []string) {
+	covered := "" // by the latest bind in the output, relative
+	for _, b := range p.Binds {
+		rel, ok := below(b.Target, p.OutputPath)
+		if !ok || covered != "" && strings.HasPrefix(rel, covered+"/") {
+			continue
+		}
+		covered = rel
+		if dir := path.Dir(rel); dir != "." {
+			dirs = append(dirs, dir)
+		}
+	}
+	return dirs
 }
 
 func stageOne(ctx context.Context, out *hostdir.Dir, s Staged, inputs Inputs) error {
@@ -176,59 +193,6 @@ func (r readerWithContext) Read(buf []byte) (int, error) {
 		return 0, err
 	}
 	return r.r.Read(buf)
-}
-
-// OpenStreams creates or empties the files in the output directory that receive
-// stdout and stderr; a file is nil if there is no such mount. If both mounts
-// name the same file, the two returned share its offset.
-func (p *Plan) OpenStreams() (stdout, stderr *os.File, err error) {
-	if p.Stdout == nil && p.Stderr == nil {
-		return nil, nil, nil
-	}
-	out, err := hostdir.Open(p.OutputDir)
-	if err != nil {
-		return nil, nil, fmt.Errorf("open output directory: %w", err)
-	}
-	defer out.Close()
-	if stdout, err = openStream(out, p.Stdout); err != nil {
-		return nil, nil, err
-	}
-	if p.Stdout != nil && p.Stderr != nil && *p.Stdout == *p.Stderr {
-		stderr, err = duplicate(stdout)
-	} else {
-		stderr, err = openStream(out, p.Stderr)
-	}
-	if err != nil {
-		if stdout != nil {
-			stdout.Close()
-		}
-		return nil, nil, err
-	}
-	return stdout, stderr, nil
-}
-
-func openStream(out *hostdir.Dir, file *OutputFile) (*os.File, error) {
-	if file == nil {
-		return nil, nil
-	}
-	if dir := path.Dir(file.Path); dir != "." {
-		if err := out.MkdirAll(dir, outputDirMode); err != nil {
-			return nil, fmt.Errorf("While MkdirAll %q: %w", dir, err)
-		}
-	}
-	f, err := out.OpenFile(file.Path, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC, 0o666)
-	if err != nil {
-		return nil, fmt.Errorf("While creating file %q: %w", file.Path, err)
-	}
-	return f, nil
-}
-
-func duplicate(f *os.File) (*os.File, error) {
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("duplicate %s: %w", f.Name(), err)
-	}
-	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
 // RemoveRunDir removes the run directory with everything in it, but never

@@ -2,10 +2,15 @@ package mounts
 
 import (
 	"fmt"
+	"os"
 	"path"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"crunch-oci/supervisor/mounts/hostdir"
 )
 
 // addOutputStream plans a stdout or stderr mount: a file in the output
@@ -54,4 +59,29 @@ func (p *planner) addStdin(t target) error {
 	p.plan.Stdin.Collection = &c
 	p.need(input{c, filepath.Join(p.plan.KeepDir, "by_id", c.ID, c.Path), true})
 	return nil
+}
+
+// CreateOutputFile creates or empties one of p.Stdout and p.Stderr in the output
+// directory, following no links, and opens it for writing.
+func (p *Plan) CreateOutputFile(file *OutputFile) (*os.File, error) {
+	out, err := hostdir.Open(p.OutputDir)
+	if err != nil {
+		return nil, fmt.Errorf("open output directory: %w", err)
+	}
+	defer out.Close()
+	if dir := path.Dir(file.Path); dir != "." {
+		if err := out.MkdirAll(dir, outputDirMode); err != nil {
+			return nil, fmt.Errorf("While MkdirAll %q: %w", dir, err)
+		}
+	}
+	flags := unix.O_WRONLY | unix.O_CREAT | unix.O_TRUNC
+	if p.Stdout != nil && p.Stderr != nil && *p.Stdout == *p.Stderr {
+		// Otherwise each would overwrite what the other wrote.
+		flags |= unix.O_APPEND
+	}
+	f, err := out.OpenFile(file.Path, flags, 0o666)
+	if err != nil {
+		return nil, fmt.Errorf("While creating file %q: %w", file.Path, err)
+	}
+	return f, nil
 }
