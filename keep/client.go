@@ -82,13 +82,13 @@ var ErrNoServices = errors.New("no Keep services available: check ARVADOS_KEEP_S
 func NewClient(cfg ClientConfig) (*Client, error) {
 	switch {
 	case cfg.Services == nil:
-		return nil, errors.New("Keep client: no service list given")
+		return nil, errors.New("keep client: no service list given")
 	case cfg.Token == "":
-		return nil, errors.New("Keep client: no API token given")
+		return nil, errors.New("keep client: no API token given")
 	case strings.ContainsFunc(cfg.Token, func(r rune) bool { return r <= ' ' || r > '~' }):
-		return nil, errors.New("Keep client: API token has characters that cannot be sent")
+		return nil, errors.New("keep client: API token has characters that cannot be sent")
 	case cfg.DefaultReplication < 0:
-		return nil, fmt.Errorf("Keep client: replication %d", cfg.DefaultReplication)
+		return nil, fmt.Errorf("keep client: replication %d", cfg.DefaultReplication)
 	}
 	if cfg.DefaultReplication == 0 {
 		cfg.DefaultReplication = DefaultReplication

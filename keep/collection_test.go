@@ -13,6 +13,7 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -22,13 +23,14 @@ import (
 
 // memStore is a BlockStore in memory whose writes can be made to fail or wait.
 type memStore struct {
-	mu     sync.Mutex
-	blocks map[string][]byte
-	reads  []string
-	writes int
-	opts   keep.WriteOptions
-	fail   error
-	gate   chan struct{} // if not nil, each write takes one token
+	mu      sync.Mutex
+	blocks  map[string][]byte
+	reads   []string
+	writes  int
+	opts    keep.WriteOptions
+	fail    error
+	onWrite func([]byte)  // called under mu
+	gate    chan struct{} // if not nil, each write takes one token
 }
 
 func newMemStore() *memStore { return &memStore{blocks: map[string][]byte{}} }
@@ -57,6 +59,9 @@ func (m *memStore) WriteBlock(ctx context.Context, data []byte, opts keep.WriteO
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.opts = opts
+	if m.onWrite != nil {
+		m.onWrite(data)
+	}
 	if m.fail != nil {
 		return keep.Locator{}, m.fail
 	}
@@ -358,46 +363,46 @@ func TestUploadErrorEarlyAndRetried(t *testing.T) {
 // Small files are packed and uploaded before they fill the memory, and a writer
 // waits when four uploads are under way.
 func TestMemoryBound(t *testing.T) {
+	const files, size, block = 60, 20, 64
 	store := newMemStore()
 	store.gate = make(chan struct{})
-	c := newCollection(t, "", store, 64)
-	written := make(chan int)
+	var produced atomic.Int64
+	var stored, held int64
+	store.onWrite = func(data []byte) {
+		held = max(held, produced.Load()-stored)
+		stored += int64(len(data))
+	}
+	c := newCollection(t, "", store, block)
+	written := make(chan struct{})
 	go func() {
 		defer close(written)
-		for i := range 60 {
+		for i := range files {
 			f, err := c.Create(fmt.Sprintf("%03d", i))
 			if err != nil {
 				t.Error(err)
 				return
 			}
-			f.Write(pattern("x", 20))
+			f.Write(pattern("x", size))
 			f.Close()
-			written <- i
+			produced.Add(size)
+			written <- struct{}{}
 		}
 	}()
-	last, held := -1, 0
 	for open := true; open; {
 		select {
-		case i, ok := <-written:
-			if open = ok; ok {
-				last = i
-			}
+		case _, open = <-written:
 		case store.gate <- struct{}{}:
-			_, writes := store.count()
-			held = max(held, (last+2)*20-writes*60)
 		}
-	}
-	// Two blocks' worth in tails, four in flight, one being packed, one file.
-	if most := (2+4+1+1)*64 + 20; held > most {
-		t.Errorf("up to %d bytes in memory, want at most %d", held, most)
-	}
-	if held < 100 {
-		t.Errorf("test held no more than %d bytes", held)
 	}
 	close(store.gate)
 	saved := newCollection(t, marshal(t, c), store, 0)
-	for i := range 60 {
-		if got := readFile(t, saved, fmt.Sprintf("%03d", i)); got != string(pattern("x", 20)) {
+	// Four in flight, and two blocks' worth in tails or packed and waiting,
+	// which one file may exceed.
+	if most := int64((4+2)*block + size); held > most || held < 2*block-size {
+		t.Errorf("up to %d bytes in memory, want at most %d", held, most)
+	}
+	for i := range files {
+		if got := readFile(t, saved, fmt.Sprintf("%03d", i)); got != string(pattern("x", size)) {
 			t.Fatalf("file %d: %q", i, got)
 		}
 	}

@@ -263,6 +263,9 @@ func TestManifestVectors(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			if err := keep.CheckAPIManifest(v.Manifest); (err == nil) != v.API {
+				t.Errorf("CheckAPIManifest: %v", err)
+			}
 			if c.Size() != v.TotalSize {
 				t.Errorf("size %d, want %d", c.Size(), v.TotalSize)
 			}
