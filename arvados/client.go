@@ -1,9 +1,7 @@
 package arvados
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -16,10 +14,7 @@ import (
 
 var (
 	errRedirect = errors.New("redirect not followed: it leads to another host, changes the method, or never ends")
-	errTooLarge = errors.New("answer is too large")
-	// errBroken is an answer that ended early or was damaged on its way.
-	errBroken = errors.New("answer is not complete JSON")
-	errSilent = errors.New("no complete answer in time")
+	errSilent   = errors.New("no complete answer in time")
 )
 
 // maxErrorBody bounds what is read of an answer that reports an error, in
@@ -250,51 +245,15 @@ func (c *Client) attempt(ctx context.Context, req *request, deadline time.Time, 
 		io.Copy(io.Discard, io.LimitReader(resp.Body, maxErrorBody))
 		return nil
 	}
-	body, err := readBody(resp, c.cfg.MaxResponse)
-	if err != nil {
-		return broken(err)
+	if resp.ContentLength > c.cfg.MaxResponse {
+		return broken(fmt.Errorf("%w: %d bytes, the limit is %d", errTooLarge, resp.ContentLength, c.cfg.MaxResponse))
 	}
-	return decodeAnswer(body, dst)
-}
-
-// readBody reads a whole answer of at most limit bytes.
-func readBody(resp *http.Response, limit int64) ([]byte, error) {
-	if resp.ContentLength > limit {
-		return nil, fmt.Errorf("%w: %d bytes, the limit is %d", errTooLarge, resp.ContentLength, limit)
-	}
-	var b bytes.Buffer
-	if n := resp.ContentLength; n > 0 {
-		// A server that announces much and sends little costs no memory.
-		b.Grow(int(min(n, 16<<20)) + bytes.MinRead)
-	}
-	_, err := b.ReadFrom(io.LimitReader(resp.Body, limit+1))
-	if err != nil {
-		return nil, fmt.Errorf("read answer: %w", err)
-	}
-	if int64(b.Len()) > limit {
-		return nil, fmt.Errorf("%w: more than %d bytes", errTooLarge, limit)
-	}
-	return b.Bytes(), nil
-}
-
-// decodeAnswer unmarshals a whole answer. What is no JSON was damaged on its
-// way and may be whole next time; JSON of another shape will not change.
-func decodeAnswer(body []byte, dst any) *Error {
-	if !json.Valid(body) {
-		return &Error{Err: fmt.Errorf("%w (%d bytes)", errBroken, len(body)), retryable: true}
-	}
-	if bytes.TrimLeft(body, " \t\r\n")[0] != '{' {
-		return &Error{Err: errors.New("unexpected answer: not a JSON object")}
-	}
-	if err := decode(body, dst); err != nil {
-		return &Error{Err: fmt.Errorf("unexpected answer: %w", err)}
+	body := &boundedReader{r: resp.Body, left: c.cfg.MaxResponse}
+	switch err := decodeAnswer(body, dst); {
+	case body.err != nil:
+		return broken(fmt.Errorf("read answer: %w", body.err))
+	case err != nil:
+		return &Error{Err: err, retryable: errors.Is(err, errBroken)}
 	}
 	return nil
-}
-
-// decode is json.Unmarshal that keeps the digits of numbers in an any.
-func decode(data []byte, dst any) error {
-	dec := json.NewDecoder(bytes.NewReader(data))
-	dec.UseNumber()
-	return dec.Decode(dst)
 }

@@ -86,12 +86,20 @@ func TestNoSecretsInErrors(t *testing.T) {
 		}
 	}
 	// The same for a token that is a secret alone.
-	c, _, _ := newTestServer(t, func(w http.ResponseWriter, r *http.Request) { http.Error(w, "bad token "+secret, 401) },
+	c, _, _ := newTestServer(t, func(w http.ResponseWriter, r *http.Request) {
+		http.Error(w, "bad token "+secret, http.StatusUnauthorized)
+	},
 		func(cfg *Config) { cfg.Token = secret })
 	if err := c.Call(context.Background(), "GET", "x", nil, nil); err == nil || strings.Contains(err.Error(), secret) {
 		t.Error(err)
 	}
 	if err := c.WithToken(secret+"\r\nX: y").Call(context.Background(), "GET", "x", nil, nil); err == nil || strings.Contains(err.Error(), secret) {
+		t.Error(err)
+	}
+	c, _, _ = newTestServer(t, func(w http.ResponseWriter, r *http.Request) {
+		http.Error(w, "bad "+r.Header.Get("Authorization"), http.StatusUnauthorized)
+	})
+	if err := c.WithToken(other).Call(context.Background(), "GET", "x", nil, nil); err == nil || strings.Contains(err.Error(), other) {
 		t.Error(err)
 	}
 	auth := APIClientAuthorization{UUID: "u", APIToken: secret}

@@ -64,7 +64,9 @@ func TestTransientFaults(t *testing.T) {
 			w.Header().Set("Content-Encoding", "gzip")
 			io.WriteString(w, "no")
 		},
-		"502 with HTML":      func(w http.ResponseWriter, r *http.Request) { http.Error(w, "<html>Bad Gateway</html>", 502) },
+		"502 with HTML": func(w http.ResponseWriter, r *http.Request) {
+			http.Error(w, "<html>Bad Gateway</html>", http.StatusBadGateway)
+		},
 		"503 without a body": func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(503) },
 		"no answer in time":  func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
 		"body never ends": func(w http.ResponseWriter, r *http.Request) {
@@ -105,10 +107,16 @@ func TestPermanentFaults(t *testing.T) {
 			w.Header().Set("Content-Length", "1000000000000")
 			io.WriteString(w, `{}`)
 		}, "too large"},
-		"huge, silent":  {func(w http.ResponseWriter, r *http.Request) { w.Write(bytes.Repeat([]byte(" "), 5000)) }, "too large"},
-		"other host":    {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "https://127.0.0.1:1/", 307) }, "redirect"},
-		"redirect loop": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path+"x", 307) }, "redirect"},
-		"plain text":    {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://"+r.Host+"/", 307) }, "redirect"},
+		"huge, silent": {func(w http.ResponseWriter, r *http.Request) { w.Write(bytes.Repeat([]byte(" "), 5000)) }, "too large"},
+		"other host": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "https://127.0.0.1:1/", http.StatusTemporaryRedirect)
+		}, "redirect"},
+		"redirect loop": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, r.URL.Path+"x", http.StatusTemporaryRedirect)
+		}, "redirect"},
+		"plain text": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://"+r.Host+"/", http.StatusTemporaryRedirect)
+		}, "redirect"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c, clock, _ := newTestServer(t, tc.handler, func(cfg *Config) { cfg.MaxResponse = 4096 })
@@ -124,7 +132,7 @@ func TestRedirectOnSameHost(t *testing.T) {
 	c, _, _ := newTestServer(t, func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		if r.URL.Path != "/moved" {
-			http.Redirect(w, r, "/moved", 307)
+			http.Redirect(w, r, "/moved", http.StatusTemporaryRedirect)
 		} else if r.Method == "PUT" && len(body) > 0 && r.Header.Get("Authorization") == "Bearer "+dispatcherToken {
 			io.WriteString(w, `{}`)
 		}
@@ -136,7 +144,7 @@ func TestRedirectOnSameHost(t *testing.T) {
 		if r.Method == "GET" {
 			t.Error("an update became a read")
 		}
-		http.Redirect(w, r, "/moved", 302)
+		http.Redirect(w, r, "/moved", http.StatusFound)
 	})
 	if err := c.UpdateContainer(context.Background(), "x", map[string]any{"cost": 1}); err == nil {
 		t.Fatal("a redirected update counts as done")
@@ -149,7 +157,7 @@ func TestCertificates(t *testing.T) {
 	server.StartTLS()
 	defer server.Close()
 	host := strings.TrimPrefix(server.URL, "https://")
-	call := func(cfg Config) (error, *fakeClock) {
+	call := func(cfg Config) (*fakeClock, error) {
 		clock := newFakeClock()
 		cfg.Host, cfg.Token, cfg.Clock = host, dispatcherToken, clock
 		c, err := NewClient(cfg)
@@ -157,16 +165,16 @@ func TestCertificates(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		return c.Call(context.Background(), "GET", "config", nil, nil), clock
+		return clock, c.Call(context.Background(), "GET", "config", nil, nil)
 	}
-	err, clock := call(Config{})
+	clock, err := call(Config{})
 	if err == nil || !strings.Contains(err.Error(), "SSL_CERT_FILE") || len(clock.sleeps()) != 0 {
 		t.Error("unknown authority:", err, clock.sleeps())
 	}
-	if err, _ := call(Config{Insecure: true}); err != nil {
+	if _, err := call(Config{Insecure: true}); err != nil {
 		t.Error("insecure:", err)
 	}
-	if err, _ := call(Config{CAFile: writeCA(t, server)}); err != nil {
+	if _, err := call(Config{CAFile: writeCA(t, server)}); err != nil {
 		t.Error("CA file:", err)
 	}
 	for _, file := range []string{"/nonexistent/ca.pem", "/dev/null"} {
@@ -227,6 +235,23 @@ func TestBudgetCutsAHangingAttempt(t *testing.T) {
 	err := c.Call(context.Background(), "GET", "config", nil, nil)
 	if !IsStatus(err, 500) || !strings.Contains(err.Error(), "overloaded") || attempts.Load() != 2 {
 		t.Fatal(err, attempts.Load())
+	}
+}
+
+// A server that offers HTTP/2 is still spoken to as the real one is.
+func TestHTTP1Only(t *testing.T) {
+	proto := ""
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { proto = r.Proto; io.WriteString(w, `{}`) }))
+	server.EnableHTTP2 = true
+	server.StartTLS()
+	defer server.Close()
+	c, err := NewClient(Config{Host: strings.TrimPrefix(server.URL, "https://"), Token: dispatcherToken, CAFile: writeCA(t, server)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.Call(context.Background(), "GET", "config", nil, nil); err != nil || proto != "HTTP/1.1" {
+		t.Fatal(proto, err)
 	}
 }
 

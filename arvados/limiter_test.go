@@ -104,3 +104,18 @@ func TestLimiterWaitEndsWithContext(t *testing.T) {
 		}
 	})
 }
+
+func TestLimiterIsSharedByTheProcess(t *testing.T) {
+	a, err := NewClient(Config{Host: "shared.example:1", Token: "first-token"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, _ := NewClient(Config{Host: "shared.example:1", Token: "second-token"})
+	c, _ := NewClient(Config{Host: "shared.example:2", Token: "first-token"})
+	if a.limiter != b.limiter || a.limiter != a.WithToken("third-token").limiter {
+		t.Error("clients of one server have limits of their own")
+	}
+	if a.limiter == c.limiter {
+		t.Error("one server's trouble slows calls to another")
+	}
+}

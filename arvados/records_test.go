@@ -390,11 +390,23 @@ func TestCapturedAnswers(t *testing.T) {
 			continue
 		}
 		decoded++
-		if e := decodeAnswer(body, dst); e != nil {
-			t.Errorf("%s: %v", file, e)
+		if err := decodeAnswer(bytes.NewReader(body), dst); err != nil {
+			t.Errorf("%s: %v", file, err)
 		}
 	}
 	if decoded < 40 {
 		t.Errorf("only %d of %d captures decoded", decoded, len(files))
+	}
+}
+
+func BenchmarkDecodeManifest(b *testing.B) {
+	line := `. acbd18db4cc2f85cedef654fccc4a4d8+3+A0123456789abcdef0123456789abcdef01234567@6a0c3f80 0:3:foo.txt\n`
+	body := `{"uuid":"x","manifest_text":"` + strings.Repeat(line, 1<<16) + `"}`
+	b.SetBytes(int64(len(body)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := decodeAnswer(strings.NewReader(body), &Collection{}); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

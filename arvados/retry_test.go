@@ -91,7 +91,7 @@ func TestAttemptsAreIdentical(t *testing.T) {
 		body, _ := io.ReadAll(r.Body)
 		got = append(got, sent{r.Method, r.RequestURI, r.Header.Get("X-Request-Id"), r.Header.Get("X-Http-Method-Override"), r.Header.Get("Content-Type"), string(body)})
 		if len(got)%4 != 0 {
-			http.Error(w, "try again", 502)
+			http.Error(w, "try again", http.StatusBadGateway)
 			return
 		}
 		io.WriteString(w, `{}`)
