@@ -31,7 +31,7 @@ var ErrTooComplex = errors.New("too many alternatives in braces")
 func Compile(patterns []string) (Set, error) {
 	s := Set{all: len(patterns) == 0}
 	for _, text := range patterns {
-		alternatives, err := expand(text)
+		alternatives, err := expand(text, 0)
 		if err == errInvalid {
 			continue
 		}

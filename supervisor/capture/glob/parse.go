@@ -25,17 +25,22 @@ func (c component) match(name string) bool {
 	return c.re.MatchString(name)
 }
 
-// maxAlternatives and maxExpanded (bytes) bound what braces may expand to.
+// maxAlternatives and maxExpanded (bytes) bound what the braces of a pattern may
+// expand to, maxNesting how many of them may contain or follow one another.
 const (
 	maxAlternatives = 4096
 	maxExpanded     = 1 << 20
+	maxNesting      = 64
 )
 
 // expand replaces braces by the alternatives they stand for, as shells do.
-func expand(text string) ([]string, error) {
+func expand(text string, nesting int) ([]string, error) {
 	open := indexUnescaped(text, 0, "{")
 	if open < 0 {
 		return []string{text}, nil
+	}
+	if nesting == maxNesting {
+		return nil, ErrTooComplex
 	}
 	var bounds []int // of the alternatives: "{", each ",", "}"
 	depth := 0
@@ -57,14 +62,14 @@ func expand(text string) ([]string, error) {
 		}
 	}
 	prefix, rest := text[:open], text[bounds[len(bounds)-1]+1:]
-	suffixes, err := expand(rest)
+	suffixes, err := expand(rest, nesting+1)
 	if err != nil {
 		return nil, err
 	}
 	var all []string
 	size := 0
 	for i := 1; i < len(bounds); i++ {
-		inner, err := expand(text[bounds[i-1]+1 : bounds[i]])
+		inner, err := expand(text[bounds[i-1]+1:bounds[i]], nesting+1)
 		if err != nil {
 			return nil, err
 		}
