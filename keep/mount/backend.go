@@ -1,0 +1,59 @@
+package mount
+
+import (
+	"context"
+	"time"
+
+	"crunch-oci/keep"
+)
+
+// API is what the mount asks of an Arvados API client.
+type API interface {
+	// Collection reads a collection record by portable data hash or UUID, its
+	// manifest signed for the token with which blocks are read. An error that
+	// is fs.ErrNotExist says that the record does not exist or may not be
+	// seen; any other is taken for temporary.
+	Collection(ctx context.Context, id string) (Record, error)
+}
+
+// Record is a collection record.
+type Record struct {
+	PortableDataHash string
+	ManifestText     string
+	// ModifiedAt is the modification time of everything in the collection.
+	// The mount shows 1970 for collections named by portable data hash.
+	ModifiedAt time.Time
+	// Fields is the whole record, as values that encoding/json can encode. It
+	// becomes the file .arvados#collection, together with the three fields
+	// above, which need not be repeated in it.
+	Fields map[string]any
+}
+
+// Backend is where the content of a mount comes from.
+type Backend struct {
+	API API
+	// Blocks reads the content of files. It is best a cache that is also a
+	// keep.BlockRangeReader and a keep.Prefetcher.
+	Blocks keep.BlockReader
+	// SignatureTTL is how long the signatures in a manifest are good,
+	// blobSignatureTtl of the discovery document. Manifests are fetched again
+	// when half of it has passed. 0 means 336h.
+	SignatureTTL time.Duration
+	// Counters returns totals for the statistics; nil means all zero.
+	Counters func() Counters
+	// Idle, if set, is called when the mount has had nothing to do for a
+	// while, so that memory can be given back.
+	Idle func()
+	// Close, if set, is called when the mount is gone.
+	Close func() error
+}
+
+// Counters are totals since the start.
+type Counters struct {
+	// Gets and Puts are the blocks asked for and the blocks written.
+	Gets, Puts int64
+	// Sent and Received are bytes of blocks exchanged with Keep services.
+	Sent, Received int64
+	// Hits and Misses are block reads served from the cache and not.
+	Hits, Misses int64
+}

@@ -1,0 +1,242 @@
+package mount
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"crunch-oci/keep"
+)
+
+const (
+	// defaultTTL is used when the API server does not say how long
+	// signatures are good.
+	defaultTTL = 336 * time.Hour
+	// expiresSoon is how long before its expiry a signature is no longer
+	// relied upon.
+	expiresSoon = time.Minute
+	// refreshPause is the least time between two attempts to read the record
+	// of one collection, so that an API server in trouble is not asked anew
+	// by each read of each file.
+	refreshPause = 15 * time.Second
+)
+
+// collection is a directory below by_id. What it shows is a snapshot: for a
+// collection named by portable data hash always the same one, for one named by
+// UUID the one fetched last.
+type collection struct {
+	id   string
+	pdh  bool   // id is a portable data hash
+	node uint64 // node of the top directory
+
+	current atomic.Pointer[snapshot]
+
+	// lock is a mutex that can be waited for with a context. It is held while
+	// the record is read; others wait for the result.
+	lock    chan struct{}
+	tried   atomic.Int64 // Unix nanoseconds of the latest attempt
+	fetched atomic.Int64 // and of the latest that succeeded
+}
+
+// snapshot is one content of a collection.
+type snapshot struct {
+	coll *collection
+	tree *tree
+	// mtime is shown for everything in it.
+	mtime time.Time
+	base  uint64 // node of its entry 0
+	// files has the same tree with locators in it. It is replaced by one with
+	// newer signatures when those grow old.
+	files atomic.Pointer[signed]
+	// refs counts who may still ask for it: the collection that shows it, the
+	// kernel once for each time it was given a node number, open handles and
+	// requests in work. At 0 it is gone for good.
+	refs atomic.Int64
+}
+
+// signed is a manifest with signatures of one time.
+type signed struct {
+	record Record
+	files  *keep.Collection
+	// expiry is when its signatures end; zero if it has none.
+	expiry time.Time
+}
+
+// fetch reads a record and checks that it is what was asked for.
+func (s *server) fetch(ctx context.Context, id string, pdh bool) (*signed, error) {
+	rec, err := s.backend.API.Collection(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if pdh {
+		if got := keep.PortableDataHash(rec.ManifestText); got != id {
+			return nil, fmt.Errorf("the API server sent a manifest whose portable data hash is %s", got)
+		}
+		rec.PortableDataHash, rec.ModifiedAt = id, time.Unix(0, 0)
+	}
+	files, err := keep.NewCollection(rec.ManifestText, nil)
+	if err != nil {
+		return nil, err
+	}
+	return &signed{rec, files, signatureExpiry(rec.ManifestText)}, nil
+}
+
+// signatureExpiry finds the first signature of a manifest. The API server signs
+// all blocks at once.
+func signatureExpiry(manifest string) time.Time {
+	for {
+		i := strings.Index(manifest, "+A")
+		if i < 0 {
+			return time.Time{}
+		}
+		manifest = manifest[i+2:]
+		const sig = 40
+		if len(manifest) < sig+9 || manifest[sig] != '@' {
+			continue // part of a file's name
+		}
+		if at, err := strconv.ParseInt(manifest[sig+1:sig+9], 16, 64); err == nil {
+			return time.Unix(at, 0)
+		}
+	}
+}
+
+// load makes a collection for by_id. It takes as long as the API client
+// retries.
+func (s *server) load(ctx context.Context, id string, pdh bool) (*collection, error) {
+	data, err := s.fetch(ctx, id, pdh)
+	if err != nil {
+		return nil, err
+	}
+	t, err := newTree(data.files)
+	if err != nil {
+		return nil, err
+	}
+	c := &collection{id: id, pdh: pdh, lock: make(chan struct{}, 1)}
+	now := time.Now().UnixNano()
+	c.tried.Store(now)
+	c.fetched.Store(now)
+	c.node = s.nodes.add(region{coll: c})
+	s.show(c, data, t)
+	return c, nil
+}
+
+// show makes data the content of c.
+func (s *server) show(c *collection, data *signed, t *tree) {
+	snap := &snapshot{coll: c, tree: t, mtime: data.record.ModifiedAt}
+	snap.files.Store(data)
+	snap.refs.Store(1)
+	snap.base = s.nodes.add(region{snap: snap})
+	if old := c.current.Swap(snap); old != nil {
+		s.unref(old, 1)
+	}
+}
+
+// acquire returns what c shows, with a reference for the caller.
+func (c *collection) acquire() *snapshot {
+	for {
+		snap := c.current.Load()
+		if snap.acquire() {
+			return snap
+		}
+		// It was replaced just now.
+	}
+}
+
+// acquire takes a reference unless the snapshot is gone.
+func (snap *snapshot) acquire() bool {
+	for {
+		n := snap.refs.Load()
+		if n == 0 {
+			return false
+		}
+		if snap.refs.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
+}
+
+func (s *server) unref(snap *snapshot, n int64) {
+	if snap.refs.Add(-n) == 0 {
+		s.nodes.remove(snap.base)
+	}
+}
+
+func since(unixNano *atomic.Int64) time.Duration {
+	return time.Since(time.Unix(0, unixNano.Load()))
+}
+
+// freshen makes sure that what c shows is not too old. A collection named by
+// UUID is read again when RefreshTime has passed; if that fails, what was there
+// stays. For one named by portable data hash only signatures grow old. They are
+// replaced in the background while the old ones still work, or at once if they
+// do not.
+func (s *server) freshen(ctx context.Context, c *collection) {
+	switch {
+	case !c.pdh:
+		if since(&c.fetched) > s.opts.RefreshTime {
+			_ = s.refresh(ctx, c, s.opts.RefreshTime)
+		}
+	case since(&c.fetched) > s.ttl/2 && since(&c.tried) > s.pause():
+		s.background(func(ctx context.Context) { _ = s.refresh(ctx, c, s.ttl/2) })
+	}
+}
+
+// pause is the least time between two attempts.
+func (s *server) pause() time.Duration { return min(refreshPause, s.ttl/4) }
+
+// refresh reads the record again, unless the latest success is not older than
+// maxAge or an attempt was made a moment ago.
+func (s *server) refresh(ctx context.Context, c *collection, maxAge time.Duration) error {
+	select {
+	case c.lock <- struct{}{}:
+		defer func() { <-c.lock }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if since(&c.fetched) <= maxAge {
+		return nil // somebody else was faster
+	}
+	if since(&c.tried) < min(s.pause(), maxAge) {
+		return errors.New("the collection record could not be read a moment ago")
+	}
+	c.tried.Store(time.Now().UnixNano())
+	data, err := s.fetch(ctx, c.id, c.pdh)
+	if err != nil {
+		if ctx.Err() == nil {
+			s.log.warningf("collection %s cannot be read again, using what was read before: %v", c.id, err)
+		}
+		return err
+	}
+	c.fetched.Store(time.Now().UnixNano())
+	snap := c.current.Load()
+	if data.record.PortableDataHash == snap.files.Load().record.PortableDataHash {
+		snap.files.Store(data) // same content, newer signatures
+		return nil
+	}
+	t, err := newTree(data.files)
+	if err != nil {
+		return err
+	}
+	s.show(c, data, t)
+	return nil
+}
+
+// locators returns the manifest to read blocks with. If its signatures are at
+// their end, the caller waits for newer ones; without success the old ones are
+// still worth a try, because clocks differ.
+func (s *server) locators(ctx context.Context, snap *snapshot) *signed {
+	data := snap.files.Load()
+	if data.expiry.IsZero() || time.Until(data.expiry) > expiresSoon {
+		return data
+	}
+	_ = s.refresh(ctx, snap.coll, s.pause())
+	return snap.files.Load()
+}
+
+// isAbsent tells whether the API server said that there is no such record.
+func isAbsent(err error) bool { return errors.Is(err, fs.ErrNotExist) }

@@ -1,0 +1,232 @@
+package mount
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+)
+
+// server is the file system. It answers the kernel's requests directly (the raw
+// interface of go-fuse): the tree of a collection is an array already, and an
+// object for each file the kernel has seen would cost more than the file.
+type server struct {
+	fuse.RawFileSystem // answers ENOSYS to what is not here
+
+	opts    Options
+	backend Backend
+	reader  *blockReader
+	ttl     time.Duration // of signatures
+	log     *logger
+	stats   stats
+
+	uid, gid uint32
+	started  time.Time
+
+	fixed map[uint64]*fixedNode
+	nodes regions
+
+	handleMu   sync.RWMutex
+	handles    map[uint64]*handle
+	nextHandle atomic.Uint64
+
+	ctx     context.Context // ends with the mount
+	stop    context.CancelFunc
+	closing sync.RWMutex // held for writing while stop is called
+	wg      sync.WaitGroup
+}
+
+func newServer(ctx context.Context, opts Options, b Backend, log *logger) *server {
+	s := &server{
+		RawFileSystem: fuse.NewDefaultRawFileSystem(),
+		opts:          opts,
+		backend:       b,
+		reader:        newBlockReader(b.Blocks),
+		ttl:           b.SignatureTTL,
+		log:           log,
+		started:       time.Now(),
+		uid:           uint32(syscall.Geteuid()),
+		gid:           uint32(syscall.Getegid()),
+		fixed:         makeFixed(opts.Dirs),
+		handles:       make(map[uint64]*handle),
+	}
+	if s.ttl <= 0 {
+		s.ttl = defaultTTL
+	}
+	s.ctx, s.stop = context.WithCancel(ctx)
+	return s
+}
+
+// background runs fn, which ends with the mount. After that it does nothing.
+func (s *server) background(fn func(context.Context)) {
+	s.closing.RLock()
+	defer s.closing.RUnlock()
+	if s.ctx.Err() == nil {
+		s.wg.Go(func() { fn(s.ctx) })
+	}
+}
+
+// close ends what the mount does beside answering requests.
+func (s *server) close() {
+	s.closing.Lock()
+	s.stop()
+	s.closing.Unlock()
+	s.wg.Wait()
+}
+
+func (s *server) String() string { return "keep" }
+
+// forever is how long the kernel may believe what cannot change.
+const forever = 365 * 24 * time.Hour
+
+// validity is how long the kernel may believe names and attributes in p without
+// asking again. A portable data hash names one content for ever.
+func (s *server) validity(p place) time.Duration {
+	if p.snap == nil || p.snap.coll.pdh {
+		return forever
+	}
+	return s.opts.RefreshTime
+}
+
+const recordName = ".arvados#collection"
+
+// Lookup implements fuse.RawFileSystem.
+func (s *server) Lookup(cancel <-chan struct{}, header *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	defer s.stats.done(opLookup, time.Now())
+	ctx, end := s.request(cancel, header)
+	defer end()
+	dir, ok := s.find(header.NodeId)
+	if !ok {
+		return fuse.Status(syscall.ESTALE)
+	}
+	defer func() { s.done(dir) }()
+	if !dir.isDir() {
+		return fuse.ENOTDIR
+	}
+	switch {
+	case dir.fixed != nil && dir.fixed.root != nil:
+		child, ok := dir.fixed.root[name]
+		return s.answer(child, ok, dir, out)
+	case dir.fixed != nil && name == readmeName:
+		return s.answer(dir.fixed.readme, true, dir, out)
+	case dir.fixed != nil:
+		return s.lookupCollection(ctx, dir, name, out)
+	}
+	if dir.entry == 0 {
+		s.freshen(ctx, dir.snap.coll)
+		s.done(dir)
+		dir = dir.snap.coll.acquire().at(0)
+		if name == recordName {
+			return s.answer(dir.snap.at(uint32(len(dir.snap.tree.entries))), true, dir, out)
+		}
+	}
+	entry, ok := dir.snap.tree.lookup(dir.entry, name)
+	return s.answer(dir.snap.at(entry), ok, dir, out)
+}
+
+// answer fills in the reply to a lookup in dir. That a name does not exist is
+// remembered by the kernel like the names that do: programs that search a path
+// ask for absent names all the time.
+func (s *server) answer(p place, ok bool, dir place, out *fuse.EntryOut) fuse.Status {
+	valid := s.validity(dir)
+	out.SetEntryTimeout(valid)
+	if !ok {
+		return fuse.OK // with node 0
+	}
+	out.SetAttrTimeout(valid)
+	s.attr(p, &out.Attr)
+	out.NodeId = p.node
+	p.remember()
+	return fuse.OK
+}
+
+// lookupCollection finds a name in by_id. What does not exist now may exist at
+// the next attempt, so absence is not to be cached.
+func (s *server) lookupCollection(ctx context.Context, dir place, name string, out *fuse.EntryOut) fuse.Status {
+	pdh, uuid := kindOf(name)
+	if !pdh && !(uuid && dir.fixed.byID.byUUID) {
+		return fuse.ENOENT
+	}
+	c, err := s.get(ctx, dir.fixed.byID, name, pdh)
+	switch {
+	case errors.Is(err, syscall.EINTR):
+		return fuse.EINTR
+	case err != nil && isAbsent(err):
+		s.log.warningf("collection %s: not found, or not readable with this token: %v", name, err)
+		return fuse.ENOENT
+	case err != nil:
+		s.log.errorf("collection %s cannot be shown: %v", name, err)
+		return fuse.EIO
+	}
+	s.freshen(ctx, c)
+	p := c.acquire().at(0)
+	defer s.done(p)
+	s.answer(p, true, dir, out)
+	if !c.pdh {
+		out.SetAttrTimeout(s.opts.RefreshTime)
+	}
+	return fuse.OK
+}
+
+// attr describes a node.
+func (s *server) attr(p place, out *fuse.Attr) {
+	mode := uint32(syscall.S_IFDIR | 0o555)
+	var size int64
+	mtime := s.started
+	switch {
+	case p.fixed != nil && p.fixed.data != nil:
+		mode, size = syscall.S_IFREG|0o444, int64(len(p.fixed.data))
+	case p.fixed != nil:
+	case p.isRecord():
+		mode, size, mtime = syscall.S_IFREG|0o444, int64(len(recordJSON(p.snap.files.Load().record))), p.snap.mtime
+	default:
+		mtime = p.snap.mtime
+		if e := &p.snap.tree.entries[p.entry]; !e.dir {
+			mode, size = syscall.S_IFREG|0o555, e.size
+		}
+	}
+	*out = fuse.Attr{
+		Ino:     p.node,
+		Size:    uint64(size),
+		Blocks:  uint64(size)/512 + 1,
+		Mode:    mode,
+		Nlink:   1,
+		Owner:   fuse.Owner{Uid: s.uid, Gid: s.gid},
+		Blksize: 512,
+	}
+	out.SetTimes(&mtime, &mtime, &mtime)
+}
+
+// GetAttr implements fuse.RawFileSystem.
+func (s *server) GetAttr(cancel <-chan struct{}, input *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	defer s.stats.done(opGetattr, time.Now())
+	p, ok := s.find(input.NodeId)
+	if !ok {
+		return fuse.Status(syscall.ESTALE)
+	}
+	defer s.done(p)
+	out.SetTimeout(s.validity(p))
+	s.attr(p, &out.Attr)
+	return fuse.OK
+}
+
+// StatFs implements fuse.RawFileSystem. Nobody knows how much fits into Keep;
+// programs that check before they write want to see a lot.
+func (s *server) StatFs(cancel <-chan struct{}, header *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+	defer s.stats.done(opStatfs, time.Now())
+	const (
+		bsize  = 128 << 10
+		blocks = 1 << 50 / bsize // 1 PiB
+		files  = 1 << 31
+	)
+	*out = fuse.StatfsOut{
+		Bsize: bsize, Frsize: bsize, NameLen: nameMax,
+		Blocks: blocks, Bfree: blocks, Bavail: blocks,
+		Files: files, Ffree: files,
+	}
+	return fuse.OK
+}

@@ -1,0 +1,352 @@
+package mount
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"crunch-oci/keep"
+)
+
+// nameMax is the longest name that every supported kernel takes (FUSE_NAME_MAX,
+// include/linux/fuse.h before 6.15).
+const nameMax = 1024
+
+// handle is an open file or directory.
+type handle struct {
+	place        // holds a reference
+	data  []byte // content that is not in Keep
+	// entries lists the fixed directories, which may change while read.
+	entries []dirEntry
+
+	segments atomic.Pointer[segments]
+	ahead    readAhead
+}
+
+// segments are the parts of blocks that make up a file.
+type segments struct {
+	from *signed // the manifest they are of
+	list []keep.Segment
+	off  []int64 // where each begins in the file
+}
+
+func (s *server) addHandle(h *handle) uint64 {
+	id := s.nextHandle.Add(1)
+	s.handleMu.Lock()
+	defer s.handleMu.Unlock()
+	s.handles[id] = h
+	return id
+}
+
+func (s *server) handle(id uint64) *handle {
+	s.handleMu.RLock()
+	defer s.handleMu.RUnlock()
+	return s.handles[id]
+}
+
+func (s *server) dropHandle(id uint64) {
+	s.handleMu.Lock()
+	h := s.handles[id]
+	delete(s.handles, id)
+	s.handleMu.Unlock()
+	if h != nil {
+		s.done(h.place)
+	}
+}
+
+// Open implements fuse.RawFileSystem.
+func (s *server) Open(cancel <-chan struct{}, input *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	defer s.stats.done(opOpen, time.Now())
+	p, ok := s.find(input.NodeId)
+	switch {
+	case !ok:
+		return fuse.Status(syscall.ESTALE)
+	case p.isDir():
+		s.done(p)
+		return fuse.Status(syscall.EISDIR)
+	case input.Flags&(syscall.O_WRONLY|syscall.O_RDWR) != 0:
+		s.done(p)
+		return fuse.EPERM
+	}
+	h := &handle{place: p}
+	// The kernel keeps what it has read for later openers: the content of a
+	// node never changes, because a collection with new content gets new nodes.
+	// It need not tell us when the file is closed, as nothing is written.
+	out.OpenFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
+	switch {
+	case p.fixed != nil:
+		h.data = p.fixed.data
+	case p.isRecord():
+		// Signatures in it change, so each opener gets it anew.
+		ctx, end := s.request(cancel, &input.InHeader)
+		h.data = recordJSON(s.locators(ctx, p.snap).record)
+		end()
+		out.OpenFlags = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH
+	default:
+		ctx, end := s.request(cancel, &input.InHeader)
+		s.freshen(ctx, p.snap.coll)
+		end()
+	}
+	out.Fh = s.addHandle(h)
+	return fuse.OK
+}
+
+// Release implements fuse.RawFileSystem.
+func (s *server) Release(cancel <-chan struct{}, input *fuse.ReleaseIn) {
+	defer s.stats.done(opRelease, time.Now())
+	s.dropHandle(input.Fh)
+}
+
+// Read implements fuse.RawFileSystem.
+func (s *server) Read(cancel <-chan struct{}, input *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	defer s.stats.done(opRead, time.Now())
+	h := s.handle(input.Fh)
+	if h == nil || h.isDir() {
+		return nil, fuse.EBADF
+	}
+	off := int64(input.Offset)
+	if h.data != nil {
+		data := h.data[min(off, int64(len(h.data))):]
+		data = data[:min(len(data), len(buf))]
+		s.stats.readBytes.Add(int64(len(data)))
+		return fuse.ReadResultData(data), fuse.OK
+	}
+	size := h.snap.tree.entries[h.entry].size
+	buf = buf[:max(min(int64(len(buf)), size-off), 0)]
+	if len(buf) == 0 {
+		return fuse.ReadResultData(nil), fuse.OK
+	}
+	ctx, end := s.request(cancel, &input.InHeader)
+	defer end()
+	if err := s.readFile(ctx, h, buf, off); err != nil {
+		return nil, s.readError(ctx, h, off, err)
+	}
+	s.stats.readBytes.Add(int64(len(buf)))
+	return fuse.ReadResultData(buf), fuse.OK
+}
+
+// readFile fills buf. If the signatures are refused it tries once more with
+// new ones.
+func (s *server) readFile(ctx context.Context, h *handle, buf []byte, off int64) error {
+	s.freshen(ctx, h.snap.coll)
+	segs, err := h.locate(s.locators(ctx, h.snap))
+	if err != nil {
+		return err
+	}
+	err = s.reader.read(ctx, segs, buf, off, &h.ahead)
+	if err == nil || !refused(err) || s.refresh(ctx, h.snap.coll, time.Second) != nil {
+		return err
+	}
+	if segs, err = h.locate(h.snap.files.Load()); err != nil {
+		return err
+	}
+	return s.reader.read(ctx, segs, buf, off, &h.ahead)
+}
+
+// locate returns the segments of the file according to a manifest.
+func (h *handle) locate(from *signed) (*segments, error) {
+	if segs := h.segments.Load(); segs != nil && segs.from == from {
+		return segs, nil
+	}
+	f, err := from.files.Open(h.snap.tree.path(h.entry))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	segs := &segments{from: from, list: f.Segments()}
+	segs.off = make([]int64, len(segs.list))
+	var pos int64
+	for i, seg := range segs.list {
+		segs.off[i] = pos
+		pos += seg.Length
+	}
+	h.segments.Store(segs)
+	return segs, nil
+}
+
+// readError logs why a read fails, in the words that the supervisor waits for,
+// and says what the program is told.
+func (s *server) readError(ctx context.Context, h *handle, off int64, err error) fuse.Status {
+	if ctx.Err() != nil {
+		return fuse.EINTR
+	}
+	var again *repeatedError
+	if errors.As(err, &again) {
+		return fuse.EIO // logged a moment ago
+	}
+	where := h.snap.coll.id + "/" + h.snap.tree.path(h.entry)
+	if errors.Is(err, keep.ErrNotFound) || refused(err) {
+		s.log.errorf("%s: %v (%q at byte %d)", blockNotFound, err, where, off)
+	} else {
+		s.log.errorf("%s: read %q at byte %d: %v", unhandled, where, off, err)
+	}
+	return fuse.EIO
+}
+
+// refused tells whether no Keep service failed otherwise than by saying that
+// the block is not there or not to be read with this signature.
+func refused(err error) bool {
+	var re *keep.ReadError
+	if !errors.As(err, &re) || len(re.Services) == 0 {
+		return false
+	}
+	denied := false
+	for _, e := range re.Services {
+		switch e.Status {
+		case 400, 401, 403:
+			denied = true
+		case 404, 410:
+		default:
+			return false
+		}
+	}
+	return denied
+}
+
+// OpenDir implements fuse.RawFileSystem.
+func (s *server) OpenDir(cancel <-chan struct{}, input *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	defer s.stats.done(opOpendir, time.Now())
+	p, ok := s.find(input.NodeId)
+	if !ok {
+		return fuse.Status(syscall.ESTALE)
+	}
+	if !p.isDir() {
+		s.done(p)
+		return fuse.ENOTDIR
+	}
+	h := &handle{place: p}
+	switch {
+	case p.fixed != nil:
+		h.entries = p.fixed.list()
+	case p.snap.coll.pdh:
+		out.OpenFlags = fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE
+	default:
+		ctx, end := s.request(cancel, &input.InHeader)
+		s.freshen(ctx, p.snap.coll)
+		end()
+		if p.entry == 0 {
+			s.done(h.place)
+			h.place = p.snap.coll.acquire().at(0)
+		}
+	}
+	out.Fh = s.addHandle(h)
+	return fuse.OK
+}
+
+// ReleaseDir implements fuse.RawFileSystem.
+func (s *server) ReleaseDir(input *fuse.ReleaseIn) {
+	defer s.stats.done(opRelease, time.Now())
+	s.dropHandle(input.Fh)
+}
+
+// dirEntry is an entry of a listing.
+type dirEntry struct {
+	name  string
+	place place
+}
+
+// list returns what a fixed directory holds now. Collections are listed by
+// their number only: what is in them may change until the listing is read.
+func (f *fixedNode) list() []dirEntry {
+	var list []dirEntry
+	for _, name := range f.names {
+		list = append(list, dirEntry{name, f.root[name]})
+	}
+	if f.byID != nil {
+		list = append(list, dirEntry{readmeName, f.readme})
+		for _, c := range f.byID.list() {
+			list = append(list, dirEntry{c.id, place{node: c.node}})
+		}
+	}
+	return list
+}
+
+// ReadDir implements fuse.RawFileSystem.
+func (s *server) ReadDir(cancel <-chan struct{}, input *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	defer s.stats.done(opReaddir, time.Now())
+	return s.readDir(input, func(e fuse.DirEntry, p place, dots bool) bool {
+		return out.AddDirEntry(e)
+	})
+}
+
+// ReadDirPlus implements fuse.RawFileSystem: a listing together with what a
+// lookup of each name would answer, so that "ls -l" and find need no more
+// requests.
+func (s *server) ReadDirPlus(cancel <-chan struct{}, input *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	defer s.stats.done(opReaddir, time.Now())
+	h := s.handle(input.Fh)
+	return s.readDir(input, func(e fuse.DirEntry, p place, dots bool) bool {
+		entry := out.AddDirLookupEntry(e)
+		if entry == nil {
+			return false
+		}
+		if p.snap != nil || p.fixed != nil {
+			s.answer(p, true, h.place, entry)
+		}
+		return true
+	})
+}
+
+// readDir passes the entries of a directory from input.Offset on to add, until
+// that says that there is no more room.
+func (s *server) readDir(input *fuse.ReadIn, add func(e fuse.DirEntry, p place, dots bool) bool) fuse.Status {
+	h := s.handle(input.Fh)
+	if h == nil || !h.isDir() {
+		return fuse.EBADF
+	}
+	i := input.Offset
+	for ; i < 2; i++ {
+		e := fuse.DirEntry{Name: "..."[:i+1], Mode: syscall.S_IFDIR, Ino: h.node, Off: i + 1}
+		if !add(e, place{}, true) {
+			return fuse.OK
+		}
+	}
+	if h.fixed != nil {
+		for ; i-2 < uint64(len(h.entries)); i++ {
+			e := h.entries[i-2]
+			mode := uint32(syscall.S_IFDIR)
+			if e.place.fixed != nil && !e.place.isDir() {
+				mode = syscall.S_IFREG
+			}
+			if !add(fuse.DirEntry{Name: e.name, Mode: mode, Ino: e.place.node, Off: i + 1}, e.place, false) {
+				return fuse.OK
+			}
+		}
+		return fuse.OK
+	}
+	d := &h.snap.tree.entries[h.entry]
+	for ; i-2 < uint64(d.count); i++ {
+		n := d.first + uint32(i-2)
+		e := &h.snap.tree.entries[n]
+		if !listable(e.name) {
+			continue
+		}
+		mode := uint32(syscall.S_IFREG)
+		if e.dir {
+			mode = syscall.S_IFDIR
+		}
+		p := h.snap.at(n)
+		if !add(fuse.DirEntry{Name: e.name, Mode: mode, Ino: p.node, Off: i + 1}, p, false) {
+			return fuse.OK
+		}
+	}
+	return fuse.OK
+}
+
+// listable tells whether the kernel takes a name. One that it does not would
+// spoil the listing of all the others.
+func listable(name string) bool {
+	if len(name) > nameMax {
+		return false
+	}
+	for i := range len(name) {
+		if name[i] == 0 {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,125 @@
+package mount
+
+import "sync"
+
+// Node numbers. The kernel names files by 64-bit numbers that we choose. The
+// upper half says which region of the tree, the lower half which entry of it:
+//
+//	0 << 32 | n                 the fixed part: the root, its directories and
+//	                            their READMEs
+//	region << 32 | 1            top directory of a collection
+//	region << 32 | entry + 1    entry of a snapshot of a collection
+//
+// So nothing has to be remembered for a single file, and there is nothing to
+// look up but the region.
+const (
+	rootNode    = 1 // FUSE_ROOT_ID
+	regionShift = 32
+)
+
+// region is what the upper half of a node number stands for: a collection's
+// top directory, which stays the same when the content changes, or a snapshot.
+type region struct {
+	coll *collection
+	snap *snapshot
+}
+
+// regions is the table of them. The zero value is ready for use.
+type regions struct {
+	mu   sync.RWMutex
+	next uint64
+	m    map[uint64]region
+}
+
+// add returns the node number of entry 0 of a new region.
+func (r *regions) add(x region) uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.m == nil {
+		r.m = make(map[uint64]region)
+	}
+	r.next++
+	r.m[r.next] = x
+	return r.next<<regionShift | 1
+}
+
+func (r *regions) remove(node uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.m, node>>regionShift)
+}
+
+func (r *regions) get(node uint64) region {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.m[node>>regionShift]
+}
+
+// place is a node as it was found: of the fixed part, or an entry of a snapshot
+// to which it holds a reference.
+type place struct {
+	node  uint64
+	fixed *fixedNode
+	snap  *snapshot
+	entry uint32
+}
+
+// at is the place of an entry; the reference stays the caller's. The top
+// directory has the collection's own number.
+func (snap *snapshot) at(entry uint32) place {
+	if entry == 0 {
+		return place{node: snap.coll.node, snap: snap}
+	}
+	return place{node: snap.base + uint64(entry), snap: snap, entry: entry}
+}
+
+// find resolves a node number; the caller ends with done. The kernel uses only
+// numbers that it was given and has not forgotten, so a failure means a bug. It
+// is answered ESTALE.
+func (s *server) find(node uint64) (place, bool) {
+	if node>>regionShift == 0 {
+		f := s.fixed[node]
+		return place{node: node, fixed: f}, f != nil
+	}
+	r := s.nodes.get(node)
+	if r.coll != nil {
+		return r.coll.acquire().at(0), true
+	}
+	entry := uint64(uint32(node)) - 1
+	if r.snap == nil || entry > uint64(len(r.snap.tree.entries)) || !r.snap.acquire() {
+		return place{}, false
+	}
+	return r.snap.at(uint32(entry)), true
+}
+
+func (s *server) done(p place) {
+	if p.snap != nil {
+		s.unref(p.snap, 1)
+	}
+}
+
+// remember notes that the kernel is given the place's number once more.
+func (p place) remember() {
+	if p.snap != nil && p.entry != 0 {
+		p.snap.refs.Add(1)
+	}
+}
+
+// Forget implements fuse.RawFileSystem.
+func (s *server) Forget(node, n uint64) {
+	s.stats.ops[opForget].count.Add(1)
+	if r := s.nodes.get(node); r.snap != nil {
+		s.unref(r.snap, int64(n))
+	}
+}
+
+// isRecord tells whether p is .arvados#collection, whose index is one past the
+// last entry.
+func (p place) isRecord() bool { return p.snap != nil && int(p.entry) == len(p.snap.tree.entries) }
+
+func (p place) isDir() bool {
+	if p.fixed != nil {
+		return p.fixed.data == nil
+	}
+	return !p.isRecord() && p.snap.tree.entries[p.entry].dir
+}

@@ -1,0 +1,201 @@
+package mount
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Options is a command line of arv-mount (spec keep.md section 12), as far as
+// it has a meaning here.
+type Options struct {
+	Mountpoint string
+
+	// Dirs are the directories in the root, in the order of the command line.
+	Dirs []Dir
+
+	// ReadWrite decides what a program that tries to write is told: EPERM if
+	// set, EROFS if not. Nothing that can be mounted now is writable.
+	ReadWrite  bool
+	AllowOther bool
+
+	// StorageClasses is for new data. It is accepted and not used.
+	StorageClasses []string
+
+	// Cache says where fetched blocks are to be kept, CacheDir where on disk
+	// (empty: the default), CacheBytes how much (0: the default).
+	Cache      CacheKind
+	CacheDir   string
+	CacheBytes int64
+
+	// StatsInterval is the time between reports on stderr; 0 means none.
+	StatsInterval time.Duration
+	// Retries is how often a failed API request is repeated.
+	Retries int
+	// RefreshTime is how old what is shown of a collection named by UUID may
+	// be.
+	RefreshTime time.Duration
+	Debug       bool
+
+	// Unmount asks to unmount Mountpoint instead, within UnmountTimeout.
+	Unmount        bool
+	UnmountTimeout time.Duration
+	// Version asks for the program's version only.
+	Version bool
+}
+
+// Dir is a directory in the root of the mount.
+type Dir struct {
+	Name string
+	// ByUUID makes collections appear under their UUIDs too; without it they
+	// only have their portable data hashes.
+	ByUUID bool
+}
+
+// CacheKind is where fetched blocks are kept.
+type CacheKind int
+
+const (
+	DefaultCache CacheKind = iota // what the wiring thinks best
+	RAMCache
+	DiskCache
+)
+
+var errNoTmp = errors.New("--mount-tmp: writable collections are not supported yet")
+
+// ParseArgs reads a command line without the program's name. Its errors are
+// for whoever wrote the command line.
+func ParseArgs(args []string) (Options, error) {
+	o := Options{Retries: 10, RefreshTime: 15 * time.Second, UnmountTimeout: 2 * time.Second}
+	foreground := false
+	for len(args) > 0 {
+		arg := args[0]
+		args = args[1:]
+		if !strings.HasPrefix(arg, "--") || arg == "--" {
+			if arg == "--" && len(args) == 1 {
+				arg, args = args[0], nil
+			}
+			if o.Mountpoint != "" || strings.HasPrefix(arg, "-") || arg == "" {
+				return o, fmt.Errorf("unexpected argument %q", arg)
+			}
+			o.Mountpoint = arg
+			continue
+		}
+		name, value, inline := strings.Cut(arg, "=")
+		if set, ok := switches[name]; ok {
+			if inline {
+				return o, fmt.Errorf("%s takes no value", name)
+			}
+			if name == "--foreground" {
+				foreground = true
+			}
+			set(&o)
+			continue
+		}
+		set, ok := values[name]
+		if !ok {
+			return o, fmt.Errorf("unknown option %q", name)
+		}
+		if !inline {
+			if len(args) == 0 {
+				return o, fmt.Errorf("%s needs a value", name)
+			}
+			value, args = args[0], args[1:]
+		}
+		if err := set(&o, value); err != nil {
+			return o, fmt.Errorf("%s %q: %w", name, value, err)
+		}
+	}
+	return o, o.check(foreground)
+}
+
+func (o *Options) check(foreground bool) error {
+	switch {
+	case o.Version:
+		return nil
+	case o.Mountpoint == "":
+		return errors.New("no mount point given")
+	case o.Unmount:
+		return nil
+	case !foreground:
+		return errors.New("only --foreground is supported: run it in the background yourself")
+	case len(o.Dirs) == 0:
+		return errors.New("nothing to mount: give --mount-by-pdh NAME or --mount-by-id NAME")
+	}
+	return nil
+}
+
+// switches are the options without a value.
+var switches = map[string]func(*Options){
+	"--foreground":              func(*Options) {},
+	"--read-write":              func(o *Options) { o.ReadWrite = true },
+	"--read-only":               func(o *Options) { o.ReadWrite = false },
+	"--allow-other":             func(o *Options) { o.AllowOther = true },
+	"--disk-cache":              func(o *Options) { o.Cache = DiskCache },
+	"--ram-cache":               func(o *Options) { o.Cache = RAMCache },
+	"--disable-event-listening": func(*Options) {}, // nothing here listens to events
+	"--debug":                   func(o *Options) { o.Debug = true },
+	"--unmount":                 func(o *Options) { o.Unmount = true },
+	"--version":                 func(o *Options) { o.Version = true },
+}
+
+// values are the options with one.
+var values = map[string]func(*Options, string) error{
+	"--mount-by-pdh": func(o *Options, v string) error { return o.addDir(Dir{Name: v}) },
+	"--mount-by-id":  func(o *Options, v string) error { return o.addDir(Dir{Name: v, ByUUID: true}) },
+	"--mount-tmp":    func(*Options, string) error { return errNoTmp },
+	"--storage-classes": func(o *Options, v string) error {
+		for c := range strings.SplitSeq(v, ",") {
+			if c = strings.TrimSpace(c); c != "" {
+				o.StorageClasses = append(o.StorageClasses, c)
+			}
+		}
+		if len(o.StorageClasses) == 0 {
+			return errors.New("no storage class named")
+		}
+		return nil
+	},
+	"--disk-cache-dir": func(o *Options, v string) error { o.CacheDir = v; return nil },
+	"--file-cache": func(o *Options, v string) (err error) {
+		o.CacheBytes, err = strconv.ParseInt(v, 10, 64)
+		if err == nil && o.CacheBytes < 0 {
+			err = errors.New("negative size")
+		}
+		return err
+	},
+	"--crunchstat-interval": func(o *Options, v string) error { return seconds(&o.StatsInterval, v) },
+	"--refresh-time":        func(o *Options, v string) error { return seconds(&o.RefreshTime, v) },
+	"--unmount-timeout":     func(o *Options, v string) error { return seconds(&o.UnmountTimeout, v) },
+	"--retries": func(o *Options, v string) error {
+		n, err := strconv.ParseUint(v, 10, 16)
+		o.Retries = int(n)
+		return err
+	},
+}
+
+func (o *Options) addDir(d Dir) error {
+	if d.Name == "" || d.Name == "." || d.Name == ".." || strings.ContainsAny(d.Name, "/\x00") {
+		return errors.New("not a directory name")
+	}
+	for _, other := range o.Dirs {
+		if other.Name == d.Name {
+			return errors.New("used twice")
+		}
+	}
+	o.Dirs = append(o.Dirs, d)
+	return nil
+}
+
+func seconds(d *time.Duration, v string) error {
+	s, err := strconv.ParseFloat(v, 64)
+	if err != nil {
+		return err
+	}
+	if !(s >= 0 && s < 1e9) {
+		return errors.New("not a number of seconds")
+	}
+	*d = time.Duration(s * float64(time.Second))
+	return nil
+}
