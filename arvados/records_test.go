@@ -410,3 +410,16 @@ func BenchmarkDecodeManifest(b *testing.B) {
 		}
 	}
 }
+
+// Properties are handed back to the server: their numbers keep their digits.
+func TestPropertiesKeepTheirDigits(t *testing.T) {
+	const properties = `{"n":12345678901234567890,"x":1.50}`
+	c := answering(t, map[string]string{"GET /arvados/v1/collections/x": `{"uuid":"x","properties":` + properties + `}`})
+	coll, err := c.GetCollection(context.Background(), "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := encodeJSON(coll.Properties); got != properties {
+		t.Error(got)
+	}
+}
