@@ -21,3 +21,6 @@ func (f *flights) waiting(loc Locator) int {
 	}
 	return 0
 }
+
+// WaitPrefetch returns when no block is being fetched ahead.
+func (c *Cache) WaitPrefetch() { c.prefetch.Wait() }

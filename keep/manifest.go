@@ -192,13 +192,14 @@ func (p *manifestParser) makeDirs(dir *node, path string) (*node, error) {
 	return dir, nil
 }
 
-// clip keeps a message readable when the foreign text in it is huge.
+// clip makes a foreign text fit for a message: not huge, and without the
+// signature of a locator that stands where a name should be.
 func clip(s string) string {
 	const most = 200
 	if len(s) > most {
-		return s[:most] + "..."
+		s = s[:most] + "..."
 	}
-	return s
+	return signatureHint.ReplaceAllString(s, "+$1...")
 }
 
 // parserBatch is how many nodes are allocated at once. Whoever keeps one of

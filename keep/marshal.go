@@ -16,8 +16,8 @@ import (
 // written meanwhile and afterwards, and it may be called any number of times;
 // calls wait for each other.
 //
-// Blocks of another cluster are copied to this one if the store is a Localizer,
-// because the API server does not save a manifest that refers to them.
+// Locators of blocks that another cluster signed stay as they are. The API
+// server does not accept them: who saves the manifest asks a Localizer first.
 //
 // The error of an upload that failed, in the background or now, is returned;
 // the data stays in memory, and the next call tries again. If ctx ends, the
@@ -36,9 +36,6 @@ func (c *Collection) MarshalManifest(ctx context.Context) (string, error) {
 		c.upload(ctx, src)
 	}
 	if err := c.wait(ctx, snapshot); err != nil {
-		return "", err
-	}
-	if err := c.localize(ctx, snapshot); err != nil {
 		return "", err
 	}
 	c.mu.Lock()
