@@ -122,7 +122,7 @@ func (s *scan) addCollection(ctx context.Context, p place, target string, m arva
 			coll, err = s.Collections.OpenCollection(ctx, id)
 		}
 		if err != nil {
-			return fetchError{fmt.Errorf("collection %s: %w", id, err)}
+			return fatalError{fmt.Errorf("collection %s: %w", id, err)}
 		}
 		s.collections[id] = coll
 	}
@@ -137,7 +137,7 @@ func (s *scan) live(ctx context.Context, target string) (*keep.Collection, error
 	if !ok {
 		var err error
 		if coll, err = s.Live(ctx, target); err != nil {
-			return nil, fetchError{fmt.Errorf("read collection at %q: %w", target, err)}
+			return nil, fatalError{fmt.Errorf("read collection at %q: %w", target, err)}
 		}
 		s.collections[target] = coll
 	}

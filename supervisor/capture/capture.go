@@ -60,18 +60,9 @@ type Logger interface {
 // and returns its manifest with signed locators. The caller saves and closes
 // out. The error names every symbolic link that cannot be output.
 func Run(ctx context.Context, c Config, out *keep.Collection) (manifest string, err error) {
-	globs, err := glob.Compile(c.OutputGlob)
+	s, err := newScan(c, out)
 	if err != nil {
 		return "", err
-	}
-	s := &scan{
-		Config:      c,
-		table:       newTable(c),
-		globs:       globs,
-		out:         out,
-		collections: make(map[string]*keep.Collection),
-		active:      make(map[string]bool),
-		badLinks:    make(map[string]bool),
 	}
 	defer s.close()
 	if err := s.run(ctx); err != nil {
@@ -111,6 +102,29 @@ type scan struct {
 
 	badLinks map[string]bool // container paths
 	problems []linkError
+
+	linked int // how many more entries may be reached through links
+}
+
+// maxLinked bounds the entries reached through links. Eleven directories, each
+// with ten links to the next, would otherwise make 10^11 of one file.
+const maxLinked = 5_000_000
+
+func newScan(c Config, out *keep.Collection) (*scan, error) {
+	globs, err := glob.Compile(c.OutputGlob)
+	if err != nil {
+		return nil, err
+	}
+	return &scan{
+		Config:      c,
+		table:       newTable(c),
+		globs:       globs,
+		out:         out,
+		collections: make(map[string]*keep.Collection),
+		active:      make(map[string]bool),
+		badLinks:    make(map[string]bool),
+		linked:      maxLinked,
+	}, nil
 }
 
 // file is a regular file to be copied.

@@ -32,10 +32,10 @@ func (e linkError) Error() string {
 
 func (e linkError) Unwrap() error { return e.err }
 
-// fetchError ends the scan, unlike what is wrong with a link.
-type fetchError struct{ error }
+// fatalError ends the scan, even where it is reached through a link.
+type fatalError struct{ error }
 
-func (e fetchError) Unwrap() error { return e.error }
+func (e fatalError) Unwrap() error { return e.error }
 
 // addLink outputs what the link at p points to in the container. What is wrong
 // with one link is noted, and the scan goes on to find all of them.
@@ -48,7 +48,7 @@ func (s *scan) addLink(ctx context.Context, p place) error {
 	if err == nil {
 		err = s.add(ctx, to)
 	}
-	var fatal fetchError
+	var fatal fatalError
 	var inner linkError
 	switch {
 	case err == nil:

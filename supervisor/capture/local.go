@@ -2,13 +2,16 @@ package capture
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"crunch-oci/supervisor/mounts/hostdir"
 )
+
+var errTooManyLinked = errors.New("symbolic links to directories multiply the output beyond all measure")
 
 // addLocal outputs a file or directory of the local output directory.
 func (s *scan) addLocal(ctx context.Context, p place) error {
@@ -16,19 +19,24 @@ func (s *scan) addLocal(ctx context.Context, p place) error {
 	if err != nil {
 		return fmt.Errorf("lstat %q: %w", p.path, err)
 	}
-	return s.addEntry(ctx, p, &st)
+	return s.addEntry(ctx, p, hostdir.Entry{Mode: st.Mode, Size: st.Size})
 }
 
-func (s *scan) addEntry(ctx context.Context, p place, st *unix.Stat_t) error {
-	switch st.Mode & unix.S_IFMT {
+func (s *scan) addEntry(ctx context.Context, p place, e hostdir.Entry) error {
+	if p.links > 0 {
+		if s.linked--; s.linked < 0 {
+			return fatalError{errTooManyLinked}
+		}
+	}
+	switch e.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
-		s.addFile(file{host: s.table.host(p.path), dest: p.dest, size: st.Size})
+		s.addFile(file{host: s.table.host(p.path), dest: p.dest, size: e.Size})
 	case unix.S_IFDIR:
 		return s.addDir(ctx, p)
 	case unix.S_IFLNK:
 		return s.addLink(ctx, p)
 	default:
-		s.Log.Printf("Skipping unsupported file type (mode %o) in output dir: %q", fileMode(st.Mode), p.path)
+		s.Log.Printf("Skipping unsupported file type (mode %o) in output dir: %q", fileMode(e.Mode), p.path)
 	}
 	return nil
 }
@@ -50,41 +58,26 @@ func (s *scan) addDir(ctx context.Context, p place) error {
 	s.active[p.path] = true
 	defer delete(s.active, p.path)
 
-	names, err := s.list(p)
+	entries, err := s.host.List(s.table.host(p.path))
 	if err != nil {
-		return err
+		return fmt.Errorf("read directory %q: %w", p.path, err)
 	}
 	if p.dest != "." && s.globs.Match(p.dest, true) {
 		s.dirs = append(s.dirs, p.dest)
 	}
-	if len(names) == 0 && p.dest != "." {
+	if len(entries) == 0 && p.dest != "." {
 		s.addFile(file{dest: p.child(".keep").dest})
 	}
-	for _, name := range names {
-		child := p.child(name)
+	for _, e := range entries {
+		child := p.child(e.Name)
 		if s.table.secrets[child.path] || s.table.isMountPoint(child.path) || s.table.mounts[child.path].ExcludeFromOutput {
 			continue
 		}
-		if err := s.addLocal(ctx, child); err != nil {
+		if err := s.addEntry(ctx, child, e); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-func (s *scan) list(p place) ([]string, error) {
-	// O_NONBLOCK: never wait, whatever took the directory's place.
-	dir, err := s.host.OpenFile(s.table.host(p.path), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, fmt.Errorf("read directory %q: %w", p.path, err)
-	}
-	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
-	if err != nil && err != io.EOF {
-		return nil, fmt.Errorf("read directory %q: %w", p.path, err)
-	}
-	slices.Sort(names)
-	return names, nil
 }
 
 // fileMode is the mode as log lines show it, in the bits of package fs.

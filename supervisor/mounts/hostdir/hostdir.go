@@ -15,6 +15,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -83,6 +84,41 @@ func (d *Dir) Readlink(name string) (string, error) {
 		return "", d.pathError("readlink", name, err)
 	}
 	return string(buf[:n]), nil
+}
+
+// Entry is an entry of a directory.
+type Entry struct {
+	Name string
+	Mode uint32 // st_mode
+	Size int64  // bytes
+}
+
+// List returns the entries of the directory name in byte order of their names.
+// What vanishes meanwhile is left out.
+func (d *Dir) List(name string) ([]Entry, error) {
+	f, err := d.OpenFile(name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(-1)
+	if err != nil {
+		return nil, d.pathError("readdir", name, err)
+	}
+	slices.Sort(names)
+	list := make([]Entry, 0, len(names))
+	for _, entry := range names {
+		var st unix.Stat_t
+		err := interrupted(func() error { return unix.Fstatat(int(f.Fd()), entry, &st, unix.AT_SYMLINK_NOFOLLOW) })
+		if err == unix.ENOENT {
+			continue
+		}
+		if err != nil {
+			return nil, d.pathError("lstat", path.Join(name, entry), err)
+		}
+		list = append(list, Entry{entry, st.Mode, st.Size})
+	}
+	return list, nil
 }
 
 // atParent calls f with a descriptor of name's parent directory and the last
