@@ -125,6 +125,15 @@ func (d *dir) walk(path string) (*dir, string) {
 	return d, last
 }
 
+// OnlyFile returns the name of the file when there is exactly one, at the top,
+// and no directory.
+func (t *Tree) OnlyFile() (string, bool) {
+	if len(t.root.dirs) > 0 || len(t.root.files) != 1 {
+		return "", false
+	}
+	return sortedKeys(t.root.files)[0], true
+}
+
 // Manifest writes the tree: one stream for each directory, each block once in
 // a stream, in the order of its first use by the files in byte order. That is
 // what the real server makes of log collections (captures run-*.json).

@@ -34,12 +34,13 @@ type Query struct {
 	Limit    int64    // rows; < 0 for no limit
 	Offset   int64
 	Distinct bool
+	MaxText  int64 // stop after rows with so many bytes of text; 0: do not
 }
 
 // Get returns all attributes, also secret ones, of the record with that uuid,
 // or ErrNotFound.
 func (tx *Tx) Get(t *Table, uuid string) (Record, error) {
-	rs, err := tx.Select(t, Query{Columns: t.columns(true), Where: []Cond{{"uuid = ?", []any{uuid}}}, Limit: 1})
+	rs, err := tx.Select(t, Query{Columns: t.Columns(true), Where: []Cond{{"uuid = ?", []any{uuid}}}, Limit: 1})
 	if err != nil {
 		return nil, err
 	}
@@ -49,7 +50,8 @@ func (tx *Tx) Get(t *Table, uuid string) (Record, error) {
 	return rs[0], nil
 }
 
-func (t *Table) columns(secret bool) []string {
+// Columns returns the names of the attributes, with or without secret ones.
+func (t *Table) Columns(secret bool) []string {
 	names := make([]string, 0, len(t.Attrs))
 	for _, a := range t.Attrs {
 		if secret || !a.Secret {
@@ -63,7 +65,7 @@ func (t *Table) columns(secret bool) []string {
 func (tx *Tx) Select(t *Table, q Query) ([]Record, error) {
 	cols := q.Columns
 	if cols == nil {
-		cols = t.columns(false)
+		cols = t.Columns(false)
 	}
 	var b strings.Builder
 	b.WriteString("SELECT ")
@@ -87,20 +89,33 @@ func (tx *Tx) Select(t *Table, q Query) ([]Record, error) {
 	b.WriteString(" LIMIT ? OFFSET ?")
 	args = append(args, q.Limit, q.Offset)
 	var out []Record
+	var text int64
 	err := tx.each(b.String(), args, func(s *sqlite3.Stmt) error {
+		if q.MaxText > 0 && text > q.MaxText {
+			return errEnough
+		}
 		r := make(Record, len(cols))
 		for i, c := range cols {
 			v, err := scan(s, i, t.Attr(c).Type)
 			if err != nil {
 				return fmt.Errorf("%s.%s: %w", t.Name, c, err)
 			}
+			if s, ok := v.(string); ok {
+				text += int64(len(s))
+			}
 			r[c] = v
 		}
 		out = append(out, r)
 		return nil
 	})
+	if err == errEnough {
+		err = nil
+	}
 	return out, err
 }
+
+// errEnough ends the reading of rows early.
+var errEnough = errors.New("enough")
 
 // Count returns how many rows q selects, without its limit and offset.
 func (tx *Tx) Count(t *Table, q Query) (int64, error) {

@@ -1,0 +1,361 @@
+// Package localcluster is a small Arvados in one process, for one machine: the
+// API over HTTPS with its records in SQLite, and Keep over HTTP with its
+// blocks in a directory. It is for trying, developing and testing without an
+// installation, so it speaks the real protocols and refuses what the real
+// servers refuse. It knows nothing of containers' insides: a dispatcher or a
+// supervisor talks to it like to any cluster.
+package localcluster
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"sync"
+	"time"
+
+	"crunch-oci/internal/undo"
+	"crunch-oci/keep"
+	"crunch-oci/keep/keepstore"
+	"crunch-oci/localcluster/internal/api"
+	"crunch-oci/localcluster/internal/store"
+)
+
+// Options of Start.
+type Options struct {
+	// Dir is where everything is kept; made if missing, with mode 0700. One
+	// process at a time may use it.
+	Dir string
+	// Listen is the address of the API. "" means 127.0.0.1:0, a free port.
+	Listen string
+	// AlsoListen are further host addresses, without ports, where the cluster
+	// can be reached: a bridge's, for containers that use the API.
+	AlsoListen []string
+	// ClusterID is five characters of [a-z0-9]. "" means the one that Dir
+	// already has, or "local". It cannot change later.
+	ClusterID string
+	// Log receives what operators want to know; nil discards it. It never
+	// gets tokens.
+	Log *slog.Logger
+	// NoSync gives up surviving a power failure. Killing the process still
+	// loses nothing.
+	NoSync bool
+}
+
+// signatureTTL is how long block signatures are good, and how long unreferenced
+// blocks are safe: the default of real clusters.
+const signatureTTL = 336 * time.Hour
+
+// sweepInterval is how often the trash is looked through (arvados-api.md
+// section 12).
+const sweepInterval = time.Minute
+
+// shutdownTime is how long requests in progress may take to end after Close.
+const shutdownTime = 10 * time.Second
+
+// Cluster is a running cluster.
+type Cluster struct {
+	dir   string
+	addrs []listenAddr
+	ids   identity
+	undo  undo.Stack
+
+	closeOnce sync.Once
+	closeErr  error
+}
+
+// listenAddr is one host address with its two services.
+type listenAddr struct {
+	api, keep net.Listener
+}
+
+func (a listenAddr) host() string { return a.api.Addr().(*net.TCPAddr).IP.String() }
+func (a listenAddr) keepPort() int {
+	return a.keep.Addr().(*net.TCPAddr).Port
+}
+
+var clusterIDPattern = regexp.MustCompile(`^[a-z0-9]{5}$`)
+
+// Start starts the cluster in o.Dir and returns when it answers requests. It
+// runs until Close; ctx bounds the start only. An error wrapping ErrInUse means
+// that another process has the directory.
+func Start(ctx context.Context, o Options) (*Cluster, error) {
+	if o.Dir == "" {
+		return nil, errors.New("local cluster: no directory given")
+	}
+	if o.ClusterID != "" && !clusterIDPattern.MatchString(o.ClusterID) {
+		return nil, fmt.Errorf("local cluster: cluster id %q must be five characters of a-z and 0-9", o.ClusterID)
+	}
+	if o.Listen == "" {
+		o.Listen = "127.0.0.1:0"
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	dir, err := filepath.Abs(o.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("local cluster: %w", err)
+	}
+	c := &Cluster{dir: dir}
+	if err := c.start(ctx, o); err != nil {
+		return nil, errors.Join(fmt.Errorf("start local cluster in %s: %w", dir, err), c.undo.Run(ctx))
+	}
+	return c, nil
+}
+
+func (c *Cluster) start(ctx context.Context, o Options) error {
+	if err := os.MkdirAll(c.dir, 0o700); err != nil {
+		return err
+	}
+	unlock, err := lockDir(c.dir)
+	if err != nil {
+		return err
+	}
+	c.undo.Add("unlock "+c.dir, unlock)
+
+	db, err := store.Open(filepath.Join(c.dir, "api.sqlite"), store.Options{NoSync: o.NoSync})
+	if err != nil {
+		return err
+	}
+	c.undo.Add("close database", func(context.Context) error { return db.Close() })
+	if c.ids, err = loadIdentity(ctx, db, o.ClusterID); err != nil {
+		return err
+	}
+	blocks, err := c.startKeep(o)
+	if err != nil {
+		return err
+	}
+	if err := c.listen(ctx, o); err != nil {
+		return err
+	}
+	certificate, err := c.certificate()
+	if err != nil {
+		return err
+	}
+	server := api.New(api.Config{
+		Store: db, ClusterID: c.ids.ClusterID, SystemRootToken: c.ids.SystemRootToken, ManagementToken: c.ids.ManagementToken,
+		Signer: keep.Signer{Key: c.ids.BlobSigningKey, TTL: signatureTTL}, KeepAt: c.keepAt, Log: o.Log,
+	})
+	c.startSweep(server, o.Log)
+	c.serve("api", server, o.Log, &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12},
+		func(a listenAddr) net.Listener { return a.api })
+	c.serve("keep", blocks, o.Log, nil, func(a listenAddr) net.Listener { return a.keep })
+	return nil
+}
+
+// startKeep makes the block server. Its volume is a Directory volume like any
+// keepstore's.
+func (c *Cluster) startKeep(o Options) (http.Handler, error) {
+	root := filepath.Join(c.dir, "keep")
+	if err := os.MkdirAll(root, 0o755); err != nil {
+		return nil, err
+	}
+	blocks, err := keepstore.New(keepstore.Config{
+		SystemRootToken: c.ids.SystemRootToken, ManagementToken: c.ids.ManagementToken,
+		BlobSigning: true, BlobSigningKey: c.ids.BlobSigningKey, BlobSigningTTL: signatureTTL,
+		Volumes:            []keepstore.VolumeConfig{{UUID: api.SystemUUID(c.ids.ClusterID, "nyw5e"), Root: root}},
+		MaxKeepBlobBuffers: maxBlockBuffers, NoSync: o.NoSync, Logger: warnings(o.Log),
+	})
+	if err != nil {
+		return nil, err
+	}
+	c.undo.Add("close block server", func(context.Context) error { return blocks.Close() })
+	return blocks, nil
+}
+
+// maxBlockBuffers bounds the memory of block requests: 64 MiB each.
+const maxBlockBuffers = 8
+
+// listen opens both ports on each address.
+func (c *Cluster) listen(ctx context.Context, o Options) error {
+	var lc net.ListenConfig
+	open := func(addr string) (net.Listener, error) {
+		l, err := lc.Listen(ctx, "tcp", addr)
+		if err != nil {
+			return nil, err
+		}
+		c.undo.Add("close "+l.Addr().String(), func(context.Context) error {
+			if err := l.Close(); !errors.Is(err, net.ErrClosed) {
+				return err
+			}
+			return nil // the server has closed it
+		})
+		return l, nil
+	}
+	host, _, err := net.SplitHostPort(o.Listen)
+	if err != nil {
+		return fmt.Errorf("address to listen on: %w", err)
+	}
+	addrs := []string{o.Listen}
+	for _, h := range o.AlsoListen {
+		addrs = append(addrs, net.JoinHostPort(h, "0"))
+	}
+	for i, addr := range addrs {
+		if i > 0 {
+			host = o.AlsoListen[i-1]
+		}
+		var a listenAddr
+		if a.api, err = open(addr); err != nil {
+			return err
+		}
+		if a.keep, err = open(net.JoinHostPort(host, "0")); err != nil {
+			return err
+		}
+		c.addrs = append(c.addrs, a)
+	}
+	return nil
+}
+
+// keepAt finds the block server for a client of the API at the given local
+// address: the one on the same address.
+func (c *Cluster) keepAt(local net.Addr) (string, int) {
+	if tcp, ok := local.(*net.TCPAddr); ok {
+		for _, a := range c.addrs {
+			l := a.api.Addr().(*net.TCPAddr)
+			if l.Port == tcp.Port && (l.IP.IsUnspecified() || l.IP.Equal(tcp.IP)) {
+				return tcp.IP.String(), a.keepPort()
+			}
+		}
+	}
+	return c.addrs[0].host(), c.addrs[0].keepPort()
+}
+
+// serve runs an HTTP server on one listener of each address until undone.
+func (c *Cluster) serve(name string, h http.Handler, log *slog.Logger, config *tls.Config, pick func(listenAddr) net.Listener) {
+	var protocols http.Protocols
+	protocols.SetHTTP1(true) // what the real servers speak
+	server := &http.Server{
+		Handler: h, TLSConfig: config, Protocols: &protocols, ReadHeaderTimeout: time.Minute, IdleTimeout: 5 * time.Minute,
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug), // handshakes that failed, and the like
+	}
+	var wg sync.WaitGroup
+	for _, a := range c.addrs {
+		l := pick(a)
+		wg.Go(func() {
+			var err error
+			if config != nil {
+				err = server.ServeTLS(l, "", "")
+			} else {
+				err = server.Serve(l)
+			}
+			if !errors.Is(err, http.ErrServerClosed) {
+				log.Error("local cluster stopped listening", "service", name, "address", l.Addr().String(), "error", err)
+			}
+		})
+	}
+	c.undo.Add("stop "+name+" server", func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, shutdownTime)
+		defer cancel()
+		err := server.Shutdown(ctx)
+		if err != nil { // somebody is very slow
+			err = server.Close()
+		}
+		wg.Wait()
+		return err
+	})
+}
+
+// startSweep looks through the trash now and then.
+func (c *Cluster) startSweep(server *api.Server, log *slog.Logger) {
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		ticker := time.NewTicker(sweepInterval)
+		defer ticker.Stop()
+		for {
+			if err := server.Sweep(ctx); err != nil && ctx.Err() == nil {
+				log.Error("cannot empty the trash of the local cluster", "error", err)
+			}
+			select {
+			case <-ticker.C:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	c.undo.Add("stop trash sweep", func(context.Context) error { stop(); <-done; return nil })
+}
+
+// Close stops the cluster: no more requests are taken, those in progress are
+// waited for (10 s at most), and everything is on disk when it returns.
+func (c *Cluster) Close() error {
+	c.closeOnce.Do(func() {
+		if err := c.undo.Run(context.Background()); err != nil {
+			c.closeErr = fmt.Errorf("stop local cluster in %s: %w", c.dir, err)
+		}
+	})
+	return c.closeErr
+}
+
+// Host is the address of the API, for ARVADOS_API_HOST.
+func (c *Cluster) Host() string { return c.addrs[0].api.Addr().String() }
+
+// HostAt is the address of the API at one of Options.AlsoListen, "" for any
+// other host.
+func (c *Cluster) HostAt(host string) string {
+	for _, a := range c.addrs {
+		if a.host() == host {
+			return a.api.Addr().String()
+		}
+	}
+	return ""
+}
+
+// KeepURL is the root of the block server, for ARVADOS_KEEP_SERVICES. Clients
+// that ask the API find it themselves.
+func (c *Cluster) KeepURL() string {
+	return "http://" + net.JoinHostPort(c.addrs[0].host(), strconv.Itoa(c.addrs[0].keepPort()))
+}
+
+// ClusterID is the first part of all UUIDs.
+func (c *Cluster) ClusterID() string { return c.ids.ClusterID }
+
+// CAFile is the file with the certificate that clients have to trust, for
+// SSL_CERT_FILE.
+func (c *Cluster) CAFile() string { return filepath.Join(c.dir, caCertFile) }
+
+// SystemRootToken has all rights.
+func (c *Cluster) SystemRootToken() string { return c.ids.SystemRootToken }
+
+// ManagementToken is for health checks.
+func (c *Cluster) ManagementToken() string { return c.ids.ManagementToken }
+
+// UserToken is the token of an ordinary user, to submit work with.
+func (c *Cluster) UserToken() string { return c.ids.UserToken }
+
+// AdminToken is the token of a user with admin rights.
+func (c *Cluster) AdminToken() string { return c.ids.AdminToken }
+
+// DispatcherToken is the admin token that a dispatcher locks containers with
+// and gives to the supervisor.
+func (c *Cluster) DispatcherToken() string { return c.ids.DispatcherToken }
+
+// Env is the environment with which clients reach the cluster as its user.
+func (c *Cluster) Env() []string {
+	return []string{"ARVADOS_API_HOST=" + c.Host(), "ARVADOS_API_TOKEN=" + c.UserToken(), "SSL_CERT_FILE=" + c.CAFile()}
+}
+
+// warnings is a logger for what is worse than the course of events.
+func warnings(l *slog.Logger) *slog.Logger { return slog.New(levelHandler{l.Handler()}) }
+
+type levelHandler struct{ slog.Handler }
+
+func (h levelHandler) Enabled(ctx context.Context, level slog.Level) bool {
+	return level >= slog.LevelWarn && h.Handler.Enabled(ctx, level)
+}
+
+func (h levelHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return levelHandler{h.Handler.WithAttrs(attrs)}
+}
+
+func (h levelHandler) WithGroup(name string) slog.Handler {
+	return levelHandler{h.Handler.WithGroup(name)}
+}

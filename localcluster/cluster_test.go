@@ -1,0 +1,100 @@
+package localcluster
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestStartTwiceInOneDirectory(t *testing.T) {
+	dir := t.TempDir()
+	c := start(t, Options{Dir: dir})
+	_, err := Start(t.Context(), Options{Dir: dir})
+	if !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), fmt.Sprintf("pid %d", os.Getpid())) {
+		t.Errorf("second start: %v", err)
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	start(t, Options{Dir: dir})
+}
+
+func TestIdentityStays(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "new", "dir")
+	c := start(t, Options{Dir: dir, ClusterID: "abc12"})
+	ca, err := os.ReadFile(c.CAFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := c.ids
+	coll := clientOf(t, c, c.UserToken()).collection(nil, "f", "data")
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Start(t.Context(), Options{Dir: dir, ClusterID: "other"}); err == nil {
+		t.Error("another cluster id was accepted")
+	}
+	c, err = Start(t.Context(), Options{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if c.ids != ids {
+		t.Error("id or tokens have changed")
+	}
+	if again, _ := os.ReadFile(c.CAFile()); string(again) != string(ca) {
+		t.Error("the certificate authority has changed")
+	}
+	got := clientOf(t, c, c.UserToken()).must("GET", "collections/"+str(coll, "uuid"), nil)
+	if got["portable_data_hash"] != coll["portable_data_hash"] {
+		t.Errorf("collection after restart: %v", got)
+	}
+	for name, mode := range map[string]os.FileMode{"": 0o700, "api.sqlite": 0o600, "ca.key": 0o600} {
+		if fi, err := os.Stat(filepath.Join(dir, name)); err != nil || fi.Mode().Perm() != mode {
+			t.Errorf("%q: mode %v, %v", name, fi.Mode(), err)
+		}
+	}
+}
+
+func TestBadOptions(t *testing.T) {
+	for _, o := range []Options{{}, {Dir: "/dev/null/x"}, {Dir: t.TempDir(), ClusterID: "Toolong"}, {Dir: t.TempDir(), Listen: "nonsense"},
+		{Dir: t.TempDir(), Listen: "256.0.0.1:0"}} {
+		if c, err := Start(t.Context(), o); err == nil {
+			c.Close()
+			t.Errorf("%+v was accepted", o)
+		}
+	}
+}
+
+// A client that comes in at another address is sent to Keep at that address.
+func TestSecondAddress(t *testing.T) {
+	c := start(t, Options{AlsoListen: []string{"127.0.0.2"}})
+	other := newClient(t, c.HostAt("127.0.0.2"), c.CAFile(), c.UserToken())
+	items := other.must("GET", "keep_services/accessible", nil)["items"].([]any)
+	item := items[0].(map[string]any)
+	if item["service_host"] != "127.0.0.2" {
+		t.Fatalf("got %v", item)
+	}
+	other.keep = fmt.Sprintf("http://%v:%v", item["service_host"], item["service_port"])
+	other.put("over the bridge")
+	first := clientOf(t, c, c.UserToken()).must("GET", "keep_services/accessible", nil)["items"].([]any)[0].(map[string]any)
+	if first["service_host"] != "127.0.0.1" || first["uuid"] != item["uuid"] {
+		t.Errorf("got %v", first)
+	}
+}
+
+func BenchmarkStartExisting(b *testing.B) {
+	dir := b.TempDir()
+	for b.Loop() {
+		c, err := Start(b.Context(), Options{Dir: dir})
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		c.Close()
+		b.StartTimer()
+	}
+}

@@ -1,0 +1,5 @@
+package localcluster
+
+const childEnv = "LOCALCLUSTER_TEST_CHILD"
+
+func childMain(dir string) int { return 0 }

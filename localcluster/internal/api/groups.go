@@ -1,0 +1,89 @@
+package api
+
+import (
+	"encoding/json"
+
+	"crunch-oci/localcluster/internal/store"
+)
+
+func groupResource() *resource {
+	res := &resource{
+		name: "groups", singular: "group", kind: "arvados#group", model: "Group", infix: "j7d0g", table: store.Groups, front: true, trashable: true,
+		blank:   []string{"name", "owner_uuid", "modified_by_user_uuid"},
+		notNull: map[string]any{"properties": json.RawMessage("{}"), "is_trashed": false},
+	}
+	writable := func(c *call, r store.Record) (any, error) { return c.owns(r.Str("owner_uuid")) }
+	res.computed = map[string]computed{
+		"can_write":  {[]string{"owner_uuid"}, writable},
+		"can_manage": {[]string{"owner_uuid"}, writable},
+		"writable_by": {[]string{"owner_uuid"}, func(c *call, r store.Record) (any, error) {
+			return []string{r.Str("owner_uuid"), c.caller.userUUID()}, nil
+		}},
+		"is_trashed": {[]string{"trash_at"}, func(c *call, r store.Record) (any, error) { return trashed(r, c), nil }},
+	}
+	check := func(c *call, rec store.Record) error {
+		switch {
+		case rec.Str("name") == "":
+			return invalid("Name can't be blank")
+		case rec.Str("group_class") == "":
+			return invalid("Group class can't be blank")
+		case rec.Str("group_class") != "project":
+			return invalid("Group class must be 'project': this cluster has no roles and filter groups")
+		}
+		return nil
+	}
+	res.endpoints = map[string]endpoint{
+		"GET":        {do: (*call).list},
+		"GET {uuid}": {do: (*call).get},
+		"POST": {do: func(c *call, _ string) (any, error) {
+			return c.create(func(rec, given store.Record) error {
+				rec["trash_at"], rec["delete_at"], rec["is_trashed"] = nil, nil, false
+				trash, err := c.trashChanges(rec, given)
+				for k, v := range trash {
+					rec[k] = v
+				}
+				if err != nil {
+					return err
+				}
+				return check(c, rec)
+			})
+		}, write: true},
+		"PUT {uuid}": {do: func(c *call, uuid string) (any, error) {
+			return c.update(uuid, func(rec, changed store.Record) error {
+				next := rec.Clone()
+				for k, v := range changed {
+					next[k] = v
+				}
+				trash, err := c.trashChanges(rec, changed)
+				if err != nil {
+					return err
+				}
+				for _, n := range []string{"trash_at", "delete_at", "is_trashed"} {
+					delete(changed, n)
+					if v, ok := trash[n]; ok {
+						changed[n] = v
+					}
+				}
+				if owner, ok := changed["owner_uuid"]; ok && owner != nil {
+					if err := c.notBelow(rec.Str("uuid"), owner.(string)); err != nil {
+						return err
+					}
+				}
+				return check(c, next)
+			})
+		}, write: true},
+		"DELETE {uuid}":       {do: func(c *call, uuid string) (any, error) { return c.setTrashed(uuid, true) }, write: true},
+		"POST {uuid}/trash":   {do: func(c *call, uuid string) (any, error) { return c.setTrashed(uuid, true) }, write: true},
+		"POST {uuid}/untrash": {do: func(c *call, uuid string) (any, error) { return c.setTrashed(uuid, false) }, write: true},
+	}
+	return res
+}
+
+// notBelow refuses a project that would come to lie in itself.
+func (c *call) notBelow(uuid, owner string) error {
+	n, err := c.tx.Int("SELECT count(*) FROM ("+mineSQL+") WHERE uuid = ?", uuid, owner)
+	if err == nil && n > 0 {
+		err = invalid("Owner uuid would create an ownership cycle")
+	}
+	return err
+}

@@ -1,0 +1,301 @@
+// Package api is the Arvados REST API of the embedded cluster: requests in,
+// records of the store out, with the status codes, shapes and side effects of
+// the real server (arvados-api.md and the captures).
+//
+// The real server is two programs, a front end and a back end behind it, whose
+// answers differ in details; each resource here answers like the one that
+// answers for it there.
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"crunch-oci/keep"
+	"crunch-oci/localcluster/internal/store"
+)
+
+// Config says what a Server serves. All fields but Log must be set.
+type Config struct {
+	Store     *store.DB
+	ClusterID string // five characters of [a-z0-9]
+
+	SystemRootToken string // a v1 token with admin rights
+	ManagementToken string // for health checks
+	Signer          keep.Signer
+
+	// KeepAt returns where Keep is for a client that reached this server at
+	// the given local address.
+	KeepAt func(local net.Addr) (host string, port int)
+
+	Log *slog.Logger // nil: discard
+}
+
+// The values of the cluster configuration that real installations have by
+// default (captures 001 and 002).
+const (
+	maxRequestSize       = 128 << 20
+	maxItemsPerResponse  = 1000
+	maxConcurrent        = 64
+	maxQueued            = 256
+	maxRetryAttempts     = 3
+	maxDispatchAttempts  = 10
+	defaultTrashLifetime = 336 * time.Hour
+	requestTimeout       = 5 * time.Minute
+)
+
+// bodyBudget is the memory that request bodies being read may take together.
+const bodyBudget = 2 * maxRequestSize
+
+// Server answers API requests. It is an http.Handler.
+type Server struct {
+	cfg       Config
+	log       *slog.Logger
+	resources map[string]*resource
+	discovery discoveryCache
+	running   *semaphore.Weighted // requests being worked on
+	waiting   *semaphore.Weighted // those, and the ones in the queue
+	bodies    *semaphore.Weighted // bytes of bodies held
+	started   time.Time
+}
+
+// New makes a Server. The store must have been set up with SetUp.
+func New(cfg Config) *Server {
+	s := &Server{
+		cfg: cfg, log: cfg.Log, started: now(),
+		running: semaphore.NewWeighted(maxConcurrent), waiting: semaphore.NewWeighted(maxConcurrent + maxQueued),
+		bodies: semaphore.NewWeighted(bodyBudget),
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	s.resources = map[string]*resource{}
+	for _, r := range []*resource{
+		collectionResource(), containerResource(), containerRequestResource(), linkResource(), groupResource(),
+		logResource(), userResource(), tokenResource(), keepServiceResource(), configResource(), vocabularyResource(),
+	} {
+		s.resources[r.name] = r
+	}
+	return s
+}
+
+// now is the present time as records hold it.
+func now() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }
+
+// endpoint is one method of one path.
+type endpoint struct {
+	do     func(c *call, uuid string) (any, error)
+	write  bool // needs the write transaction
+	public bool // needs no token
+}
+
+// call is one request while it is worked on.
+type call struct {
+	s      *Server
+	r      *http.Request
+	id     string // request id
+	method string // as overridden
+	now    time.Time
+	res    *resource
+	params params
+	tx     *store.Tx
+	caller *caller // nil on public endpoints
+}
+
+// ServeHTTP implements http.Handler.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
+	defer cancel()
+	c := &call{s: s, r: r.WithContext(ctx), id: requestID(r.Header.Get("X-Request-Id")), method: r.Method, now: now()}
+	// A client that neither sends nor reads is dropped in the end.
+	conn := http.NewResponseController(w)
+	deadline, _ := ctx.Deadline()
+	_ = conn.SetReadDeadline(deadline)
+	_ = conn.SetWriteDeadline(deadline)
+	h := w.Header()
+	h.Set("X-Request-Id", c.id)
+	h.Set("Access-Control-Allow-Origin", "*")
+	h.Set("Access-Control-Allow-Methods", "GET, HEAD, OPTIONS, PROPFIND, PUT, POST, PATCH, DELETE")
+	h.Set("Access-Control-Allow-Headers", "Authorization, Content-Type, Range, X-Http-Method-Override")
+	h.Set("Access-Control-Expose-Headers", "Content-Range")
+	h.Set("Access-Control-Max-Age", "86486400")
+	if r.Method == http.MethodOptions {
+		return
+	}
+	if !s.waiting.TryAcquire(1) {
+		h.Set("Retry-After", "1")
+		s.answer(w, c, nil, plainError(http.StatusServiceUnavailable, "too many requests"))
+		return
+	}
+	defer s.waiting.Release(1)
+	if err := s.running.Acquire(ctx, 1); err != nil {
+		s.answer(w, c, nil, err)
+		return
+	}
+	defer s.running.Release(1)
+	v, err := s.serve(w, c)
+	s.answer(w, c, v, err)
+}
+
+// serve finds the endpoint, reads the parameters, recognises the caller and
+// runs the endpoint in a transaction.
+func (s *Server) serve(w http.ResponseWriter, c *call) (any, error) {
+	switch c.r.URL.Path {
+	case "/discovery/v1/apis/arvados/v1/rest":
+		if c.method != http.MethodGet && c.method != http.MethodHead {
+			return nil, errPathNotFound()
+		}
+		return s.discoveryDocument(c), nil
+	case "/_health/ping":
+		return s.health(c)
+	}
+	path, ok := strings.CutPrefix(c.r.URL.Path, "/arvados/v1/")
+	if !ok {
+		return nil, errPathNotFound()
+	}
+	parts := strings.Split(path, "/")
+	if c.res = s.resources[parts[0]]; c.res == nil {
+		return nil, errPathNotFound()
+	}
+	// The token is looked at before the body where it can be, so that nobody
+	// without one makes the server read much.
+	token := headerToken(c.r, c.res.front)
+	if token != "" {
+		if err := s.cfg.Store.View(c.r.Context(), func(tx *store.Tx) error {
+			_, err := s.authenticate(tx, token, c.now)
+			return err
+		}); err != nil && !errors.Is(err, errNotLoggedIn) {
+			return nil, err
+		} else if err != nil && !c.res.open() {
+			return nil, err
+		}
+	}
+	release, err := c.readParams(w)
+	defer release()
+	if err != nil {
+		return nil, err
+	}
+	ep, uuid, err := c.route(parts[1:])
+	if err != nil {
+		return nil, err
+	}
+	if token == "" {
+		token = c.params.token(c.res.front)
+	}
+	var out any
+	run := func(tx *store.Tx) error {
+		c.tx = tx
+		if !ep.public {
+			if c.caller, err = s.authenticate(tx, token, c.now); err != nil {
+				return err
+			}
+			if !c.caller.mayCall(c.method, c.r.URL.Path) {
+				return backError(http.StatusForbidden, "Forbidden")
+			}
+		}
+		out, err = ep.do(c, uuid)
+		return err
+	}
+	if ep.write {
+		err = s.cfg.Store.Update(c.r.Context(), run)
+	} else {
+		err = s.cfg.Store.View(c.r.Context(), run)
+	}
+	return out, err
+}
+
+// route finds the endpoint for the rest of the path.
+func (c *call) route(rest []string) (endpoint, string, error) {
+	method := c.method
+	switch method {
+	case http.MethodPatch:
+		method = http.MethodPut
+	case http.MethodHead:
+		method = http.MethodGet
+	}
+	var patterns []string // of this path, the most particular one first
+	uuid := ""
+	switch len(rest) {
+	case 0:
+		patterns = []string{""}
+	case 1:
+		patterns, uuid = []string{" " + rest[0], " {uuid}"}, rest[0]
+	case 2:
+		patterns, uuid = []string{" {uuid}/" + rest[1]}, rest[0]
+	}
+	known := false
+	for _, p := range patterns {
+		ep, ok := c.res.endpoints[method+p]
+		if !ok {
+			for k := range c.res.endpoints {
+				_, kp, _ := strings.Cut(k, " ")
+				known = known || kp == strings.TrimPrefix(p, " ")
+			}
+			continue
+		}
+		if strings.HasPrefix(p, " {uuid}") {
+			if err := c.checkUUID(uuid); err != nil {
+				return endpoint{}, "", err
+			}
+		}
+		return ep, uuid, nil
+	}
+	if known && c.res.front {
+		return endpoint{}, "", plainError(http.StatusMethodNotAllowed, "API endpoint not found")
+	}
+	return endpoint{}, "", errPathNotFound()
+}
+
+// checkUUID refuses what cannot be a record of this cluster.
+func (c *call) checkUUID(uuid string) error {
+	if c.res.byPDH && pdhPattern.MatchString(uuid) {
+		return nil
+	}
+	if !uuidPattern.MatchString(uuid) {
+		return errPathNotFound()
+	}
+	if cluster := uuid[:5]; cluster != c.s.cfg.ClusterID {
+		return plainError(http.StatusNotFound, "no proxy available for cluster %s", cluster)
+	}
+	return nil
+}
+
+// answer writes the value, or the error in the shape of the resource.
+func (s *Server) answer(w http.ResponseWriter, c *call, v any, err error) {
+	status := http.StatusOK
+	if err != nil {
+		var e *apiError
+		e, status = s.classify(c, err)
+		v = e.body(c)
+	}
+	body, err := encode(v)
+	if err != nil { // a value of ours that is no JSON: a defect
+		s.log.Error("cannot encode answer", "path", c.r.URL.Path, "request_id", c.id, "error", err)
+		status, body = http.StatusInternalServerError, []byte(`{"errors":["cannot encode answer"]}`)
+	}
+	s.log.Debug("api", "method", c.method, "path", c.r.URL.Path, "status", status, "request_id", c.id, "took", time.Since(c.now))
+	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	w.WriteHeader(status)
+	if c.method != http.MethodHead {
+		_, _ = w.Write(body) // the client may be gone
+	}
+}
+
+func (s *Server) health(c *call) (any, error) {
+	token := headerToken(c.r, false)
+	switch {
+	case token == "":
+		return nil, plainError(http.StatusUnauthorized, "authorization required")
+	case !sameSecret(token, s.cfg.ManagementToken):
+		return nil, plainError(http.StatusForbidden, "authorization error")
+	}
+	return map[string]json.RawMessage{"health": json.RawMessage(`"OK"`)}, nil
+}

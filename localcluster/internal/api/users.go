@@ -1,0 +1,49 @@
+package api
+
+import (
+	"encoding/json"
+	"strings"
+
+	"crunch-oci/localcluster/internal/store"
+)
+
+func userResource() *resource {
+	res := &resource{
+		name: "users", singular: "user", kind: "arvados#user", model: "User", infix: "tpzed", table: store.Users, front: true,
+		blank:   []string{"email", "username", "first_name", "last_name", "identity_url", "modified_by_user_uuid"},
+		notNull: map[string]any{"is_active": true, "is_admin": false, "prefs": json.RawMessage("{}")},
+	}
+	constant := func(v any) computed {
+		return computed{nil, func(*call, store.Record) (any, error) { return v, nil }}
+	}
+	res.computed = map[string]computed{
+		"full_name": {[]string{"first_name", "last_name"}, func(_ *call, r store.Record) (any, error) {
+			return strings.TrimSpace(r.Str("first_name") + " " + r.Str("last_name")), nil
+		}},
+		"is_invited": constant(true), "can_write": constant(true), "can_manage": constant(true),
+		"writable_by": {[]string{"uuid"}, func(c *call, r store.Record) (any, error) {
+			return []string{c.s.systemUUID("tpzed"), r.Str("uuid"), c.s.systemUUID("j7d0g")}, nil
+		}},
+	}
+	res.endpoints = map[string]endpoint{
+		"GET current": {do: func(c *call, _ string) (any, error) {
+			sel, err := c.selection()
+			if err != nil {
+				return nil, err
+			}
+			return c.render(c.caller.user, sel)
+		}},
+		"GET":        {do: (*call).list},
+		"GET {uuid}": {do: (*call).get},
+		"POST": {do: func(c *call, _ string) (any, error) {
+			return c.create(func(rec, _ store.Record) error {
+				if !c.caller.admin() {
+					return denied("")
+				}
+				rec["owner_uuid"] = c.s.systemUUID("tpzed")
+				return nil
+			})
+		}, write: true},
+	}
+	return res
+}
