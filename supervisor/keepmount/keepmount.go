@@ -37,8 +37,9 @@ type Config struct {
 	Env []string
 	// Mountpoint is the directory named in Args.
 	Mountpoint string
-	// Log gets what the server writes to stdout and stderr.
-	Log io.Writer
+	// Stdout and Stderr get what the server writes; each from a goroutine of
+	// its own unless they are equal.
+	Stdout, Stderr io.Writer
 	// Inherit are files the server keeps open for as long as it lives.
 	Inherit []*os.File
 }
@@ -64,7 +65,7 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 	cmd.Args[0] = "crunch-run"
 	cmd.Env = append(append([]string(nil), c.Env...), ReadyFD+"="+strconv.Itoa(3))
 	cmd.Dir = "/"
-	cmd.Stdout, cmd.Stderr = c.Log, c.Log
+	cmd.Stdout, cmd.Stderr = c.Stdout, c.Stderr
 	cmd.ExtraFiles = append([]*os.File{readyW}, c.Inherit...)
 	// An own process group: Ctrl-C at a terminal is the supervisor's to handle.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}

@@ -37,7 +37,7 @@ func start(t *testing.T, ctx context.Context, script string, inherit ...*os.File
 	dir, log := t.TempDir(), new(buffer)
 	s, err := Start(ctx, Config{
 		Program: "/bin/sh", Args: []string{"-c", script, "server", dir}, Env: []string{"PATH=" + os.Getenv("PATH")},
-		Mountpoint: dir, Log: log, Inherit: inherit,
+		Mountpoint: dir, Stdout: log, Stderr: log, Inherit: inherit,
 	})
 	return s, log, dir, err
 }

@@ -1,0 +1,64 @@
+package main
+
+import (
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"crunch-oci/arvados"
+	"crunch-oci/cmd/crunch-run/local"
+	"crunch-oci/cmd/crunch-run/wire"
+	"crunch-oci/localcluster"
+	"crunch-oci/supervisor"
+	"crunch-oci/supervisor/config"
+)
+
+// runLocal runs one container on this machine, with an embedded cluster.
+func runLocal(args []string, stdout, stderr io.Writer) int {
+	const failure = 125
+	began := time.Now()
+	if !local.WantsHelp(args) {
+		if code := prepareProcess(stderr); code != 0 {
+			return failure
+		}
+	}
+	site, err := config.Load(config.Sources{Lookup: os.LookupEnv})
+	if err != nil {
+		return fail(stderr, failure, "crunch-run local: %v", err)
+	}
+	environment := config.TakeEnvironment()
+	ctx, stop, release := stopSignals(true)
+	defer release()
+	return local.Main(ctx, args, local.Env{
+		Stdout: stdout, Stderr: stderr, Began: began, Stop: stop,
+		StateDir: filepath.Join(site.StoreDir, "local"), ScratchDir: environment.TempDir,
+		Connect: func(c *localcluster.Cluster, token string) (*local.Session, error) {
+			return connect(ctx, clusterConfig(c, token))
+		},
+		Supervise: func(ctx, stop context.Context, c *localcluster.Cluster, j local.Job, obs supervisor.Observer, messages io.Writer) error {
+			return wire.Run(ctx, stop, wire.Job{
+				UUID: j.UUID, Version: programVersion(), Site: site, Env: environment,
+				Flags: config.Flags{
+					EnableMemoryLimit: true, CrunchstatInterval: 10 * time.Second,
+					EnableNetworking: "always", NetworkMode: j.Network,
+				},
+				Cluster: clusterConfig(c, c.DispatcherToken()), Stderr: messages, Observer: obs,
+			})
+		},
+	})
+}
+
+func clusterConfig(c *localcluster.Cluster, token string) arvados.Config {
+	return arvados.Config{Host: c.Host(), Token: token, CAFile: c.CAFile()}
+}
+
+// connect opens the API and Keep with one token.
+func connect(ctx context.Context, cfg arvados.Config) (*local.Session, error) {
+	api, blocks, closer, err := wire.Connect(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return &local.Session{API: api, Blocks: blocks, Close: closer}, nil
+}

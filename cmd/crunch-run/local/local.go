@@ -1,0 +1,210 @@
+// Package local is "crunch-run local": one container on this machine, with
+// nothing installed. It plays the parts that surround a supervisor on a cluster:
+// the user, who stores an image and inputs and submits a container request; the
+// dispatcher, who locks the container and starts a supervisor; and the reader of
+// the results. It speaks to the embedded cluster as these would, over HTTPS.
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"crunch-oci/arvados"
+	"crunch-oci/internal/undo"
+	"crunch-oci/localcluster"
+	"crunch-oci/oci"
+	"crunch-oci/supervisor"
+)
+
+// Exit statuses of "crunch-run local", by the convention of docker run.
+const (
+	exitFailure     = 125
+	exitInterrupted = 130 // given up by a second Ctrl-C
+	outputPath      = "/out"
+	inputPath       = "/in"
+	defaultPriority = 500
+)
+
+// Env is what the role needs from the program around it.
+type Env struct {
+	Stdout, Stderr io.Writer
+	// StateDir is where results are kept that have no other place.
+	StateDir string
+	// ScratchDir is for the cluster's own files during the run.
+	ScratchDir string
+	// Began is when the program was started.
+	Began time.Time
+	// Connect makes an API client and access to Keep with a token.
+	Connect func(cluster *localcluster.Cluster, token string) (*Session, error)
+	// Supervise runs the supervisor for a locked container, as on a cluster.
+	Supervise func(ctx, stop context.Context, cluster *localcluster.Cluster, job Job, obs supervisor.Observer, messages io.Writer) error
+	// Stop is done at the first Ctrl-C, the context given to Main at the second.
+	Stop context.Context
+}
+
+// Job is the container that is handed to the supervisor.
+type Job struct {
+	UUID    string
+	Network string // "none" or "host"
+}
+
+// WantsHelp tells whether all that is asked for is the usage text.
+func WantsHelp(args []string) bool {
+	_, err := parse(args)
+	return errors.Is(err, errHelp)
+}
+
+// Main runs the role and returns its exit status.
+func Main(ctx context.Context, args []string, env Env) int {
+	o, err := parse(args)
+	switch {
+	case errors.Is(err, errHelp):
+		fmt.Fprint(env.Stdout, usage)
+		return 0
+	case err != nil:
+		fmt.Fprintf(env.Stderr, "crunch-run local: %v (try -h)\n", err)
+		return exitFailure
+	}
+	status, err := run(ctx, o, env)
+	if err != nil {
+		if ctx.Err() != nil {
+			fmt.Fprintln(env.Stderr, "crunch-run local: given up")
+			return exitInterrupted
+		}
+		fmt.Fprintf(env.Stderr, "crunch-run local: %v\n", err)
+	}
+	return status
+}
+
+// run does the whole: cluster, image, inputs, request, supervisor, results.
+func run(ctx context.Context, o options, env Env) (status int, err error) {
+	var cleanup undo.Stack
+	defer func() { err = errors.Join(err, cleanup.Run(ctx)) }()
+	early, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(env.Stop, func() { cancel(context.Cause(env.Stop)) })()
+
+	view := newView(env.Stdout, env.Stderr, o.verbose)
+	img, err := examine(early, o.image, env.ScratchDir)
+	if err != nil {
+		return exitFailure, err
+	}
+	cluster, dir, err := startCluster(early, o, env, &cleanup)
+	if err != nil {
+		return exitFailure, err
+	}
+	user, err := env.Connect(cluster, cluster.UserToken())
+	if err != nil {
+		return exitFailure, err
+	}
+	cleanup.Add("close connections", func(context.Context) error { return user.Close() })
+	if err := user.storeImage(early, img, view); err != nil {
+		return exitFailure, fmt.Errorf("store image %s: %w", o.image, err)
+	}
+	inputs, err := user.storeInputs(early, o.inputs, view)
+	if err != nil {
+		return exitFailure, err
+	}
+	request, err := user.API.CreateContainerRequest(early, requestAttrs(o, img.pdh, inputs))
+	if err != nil {
+		return exitFailure, fmt.Errorf("submit container request: %w", err)
+	}
+	dispatcher, err := env.Connect(cluster, cluster.DispatcherToken())
+	if err != nil {
+		return exitFailure, err
+	}
+	cleanup.Add("close connections", func(context.Context) error { return dispatcher.Close() })
+	if _, err := dispatcher.API.Lock(early, request.ContainerUUID); err != nil {
+		return exitFailure, fmt.Errorf("lock container: %w", err)
+	}
+
+	job := Job{UUID: request.ContainerUUID, Network: o.network}
+	runErr := env.Supervise(ctx, env.Stop, cluster, job, view, view.messages())
+	view.endProgress()
+	if ctx.Err() != nil {
+		return exitInterrupted, runErr
+	}
+	res, err := user.fetchResults(context.WithoutCancel(ctx), request, resultDirs(o, env, request.ContainerUUID))
+	if err != nil {
+		return exitFailure, errors.Join(runErr, err)
+	}
+	if o.keepCluster {
+		res.clusterDir = dir
+	}
+	res.summarise(view, env.Began)
+	return exitStatus(res, runErr), runErr
+}
+
+// startCluster starts the embedded cluster in a directory of its own, which goes
+// with it unless the user wants to keep it.
+func startCluster(ctx context.Context, o options, env Env, cleanup *undo.Stack) (*localcluster.Cluster, string, error) {
+	dir, err := os.MkdirTemp(env.ScratchDir, "crunch-run-cluster.")
+	if err != nil {
+		return nil, "", fmt.Errorf("make a directory for the embedded cluster: %w", err)
+	}
+	if !o.keepCluster {
+		cleanup.Add("remove the embedded cluster", func(context.Context) error { return os.RemoveAll(dir) })
+	}
+	// What is thrown away after the run need not survive a power cut.
+	cluster, err := localcluster.Start(context.WithoutCancel(ctx), localcluster.Options{Dir: dir, NoSync: !o.keepCluster})
+	if err != nil {
+		return nil, "", fmt.Errorf("start the embedded cluster: %w", err)
+	}
+	cleanup.Add("stop the embedded cluster", func(context.Context) error { return cluster.Close() })
+	return cluster, dir, nil
+}
+
+// requestAttrs is the container request that stands for the command line.
+func requestAttrs(o options, imagePDH string, inputs map[string]string) map[string]any {
+	mounts := map[string]any{
+		outputPath: map[string]any{"kind": "tmp", "capacity": 1 << 40},
+	}
+	for name, pdh := range inputs {
+		mounts[inputPath+"/"+name] = map[string]any{"kind": "collection", "portable_data_hash": pdh}
+	}
+	return map[string]any{
+		"name":                "crunch-run local",
+		"state":               "Committed",
+		"priority":            defaultPriority,
+		"container_image":     imagePDH,
+		"command":             o.command,
+		"cwd":                 o.cwd,
+		"environment":         o.env,
+		"mounts":              mounts,
+		"output_path":         outputPath,
+		"runtime_constraints": map[string]any{"vcpus": o.vcpus, "ram": o.ram, "API": o.api},
+		"container_count_max": 1,
+		"use_existing":        false,
+	}
+}
+
+// resultDirs are the directories for the output and the log.
+type dirs struct{ output, log string }
+
+func resultDirs(o options, env Env, uuid string) dirs {
+	base := filepath.Join(env.StateDir, uuid)
+	d := dirs{output: o.output, log: filepath.Join(base, "log")}
+	if d.output == "" {
+		d.output = filepath.Join(base, "output")
+	}
+	return d
+}
+
+// exitStatus maps the end of the run to a status, as docker run does.
+func exitStatus(res *results, runErr error) int {
+	var start *oci.StartError
+	switch {
+	case errors.As(runErr, &start):
+		return start.ExitCode()
+	case res.container.State == arvados.StateComplete && res.container.ExitCode != nil:
+		return *res.container.ExitCode
+	case runErr == nil && res.container.ExitCode != nil:
+		return *res.container.ExitCode // stopped, typically 137
+	}
+	return exitFailure
+}

@@ -1,0 +1,181 @@
+package wire
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"crunch-oci/arvados"
+	"crunch-oci/keep"
+	"crunch-oci/supervisor/joblog"
+)
+
+// cacheSize bounds the blocks an account keeps in memory while it reads, in
+// bytes: enough for the tar index of an image and for reading ahead.
+const cacheSize = 4 * keep.MaxBlockSize
+
+// keepRetries is the number of rounds over the Keep services after the first
+// (spec: keep section 9).
+const keepRetries = 10
+
+// clusterFacts are what the cluster says of itself, read once.
+type clusterFacts struct {
+	services    keep.ServiceLister
+	replication int
+	classes     []string
+	insecure    bool
+}
+
+// learn reads what Keep clients need to know. All accounts share the answers.
+func learn(ctx context.Context, api *arvados.Client, cfg arvados.Config) (*clusterFacts, error) {
+	discovery, err := api.Discovery(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read discovery document: %w", err)
+	}
+	exported, err := api.ClusterConfig(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read cluster configuration: %w", err)
+	}
+	f := &clusterFacts{
+		replication: discovery.DefaultCollectionReplication,
+		classes:     exported.DefaultStorageClasses(),
+		insecure:    cfg.Insecure,
+	}
+	f.services, err = keepServices(api, cfg)
+	return f, err
+}
+
+// keepServices lists the Keep services: those configured, else the cluster's.
+func keepServices(api *arvados.Client, cfg arvados.Config) (keep.ServiceLister, error) {
+	if len(cfg.KeepServices) > 0 {
+		services, bad := keep.ParseServices(strings.Join(cfg.KeepServices, " "))
+		if len(bad) > 0 {
+			return nil, fmt.Errorf("ARVADOS_KEEP_SERVICES: %q is no absolute URL", bad)
+		}
+		return services, nil
+	}
+	return keep.NewServiceCache(keep.ServiceListerFunc(func(ctx context.Context) ([]keep.Service, error) {
+		listed, err := api.KeepServices(ctx)
+		if err != nil {
+			return nil, err
+		}
+		services := make([]keep.Service, 0, len(listed))
+		for _, s := range listed {
+			services = append(services, keep.Service{UUID: s.UUID, URL: s.URL(), Type: s.ServiceType, ReadOnly: s.ReadOnly})
+		}
+		return services, nil
+	})), nil
+}
+
+// account is the API and Keep with one token.
+type account struct {
+	api    *arvados.Client
+	client *keep.Client
+	blocks *keep.Cache
+}
+
+// newAccount makes an account with a token. New blocks get the storage classes,
+// or the cluster's default ones.
+func (f *clusterFacts) newAccount(api *arvados.Client, token string, classes []string) (*account, error) {
+	client, err := keep.NewClient(keep.ClientConfig{
+		Services: f.services, Token: token, Retries: keepRetries, InsecureTLS: f.insecure,
+		DefaultReplication: f.replication, StorageClasses: classes, DefaultStorageClasses: f.classes,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &account{api: api.WithToken(token), client: client, blocks: keep.NewCache(client, cacheSize)}, nil
+}
+
+func (a *account) close() error { return errors.Join(a.blocks.Close(), a.client.Close()) }
+
+// SecretMounts implements supervisor.Account.
+func (a *account) SecretMounts(ctx context.Context, uuid string) (map[string]arvados.Mount, error) {
+	return a.api.SecretMounts(ctx, uuid)
+}
+
+// OpenCollection implements supervisor.Account.
+func (a *account) OpenCollection(ctx context.Context, id string) (*keep.Collection, error) {
+	record, err := a.api.GetCollection(ctx, id, "uuid", "portable_data_hash", "manifest_text")
+	if err != nil {
+		return nil, err
+	}
+	return keep.NewCollection(record.ManifestText, a.blocks)
+}
+
+// NewCollection implements supervisor.Account.
+func (a *account) NewCollection() (*keep.Collection, error) { return keep.NewCollection("", a.blocks) }
+
+// Localizer implements supervisor.Account.
+func (a *account) Localizer() keep.Localizer { return a.client }
+
+// SaveCollection implements supervisor.Account.
+func (a *account) SaveCollection(ctx context.Context, name, manifest string) (string, error) {
+	saved, err := a.api.CreateCollection(ctx, map[string]any{
+		"is_trashed": true, "name": name, "manifest_text": manifest,
+	}, true, "portable_data_hash")
+	return saved.PortableDataHash, err
+}
+
+// logTree is a collection as joblog writes it.
+type logTree struct{ c *keep.Collection }
+
+func (t logTree) Append(name string, p []byte) error {
+	f, err := t.c.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_APPEND)
+	if err != nil {
+		return err
+	}
+	_, err = f.Append(p)
+	return errors.Join(err, f.Close())
+}
+
+func (t logTree) Size() int64 { return t.c.Size() }
+
+func (t logTree) MarshalManifest(ctx context.Context) (string, error) {
+	return t.c.MarshalManifest(ctx)
+}
+
+// saver sends the log collection's requests with the dispatcher's token.
+type saver struct {
+	api  *arvados.Client
+	uuid string
+}
+
+// CreateCollection implements joblog.Saver.
+func (s saver) CreateCollection(ctx context.Context, r joblog.Request) (uuid, pdh string, err error) {
+	saved, err := s.api.CreateCollection(ctx, attributes(r.Collection), r.EnsureUniqueName, r.Select...)
+	return saved.UUID, saved.PortableDataHash, err
+}
+
+// UpdateCollection implements joblog.Saver.
+func (s saver) UpdateCollection(ctx context.Context, uuid string, r joblog.Request) (string, error) {
+	saved, err := s.api.UpdateCollection(ctx, uuid, attributes(r.Collection), r.Select...)
+	if arvados.IsStatus(err, 404) {
+		err = fmt.Errorf("%w: %w", joblog.ErrCollectionGone, err)
+	}
+	return saved.PortableDataHash, err
+}
+
+// SetContainerLog implements joblog.Saver.
+func (s saver) SetContainerLog(ctx context.Context, pdh string) error {
+	return s.api.UpdateContainer(ctx, s.uuid, map[string]any{"log": pdh})
+}
+
+func attributes(c joblog.Collection) map[string]any {
+	attrs := map[string]any{"name": c.Name}
+	if c.ManifestText != nil {
+		attrs["manifest_text"] = *c.ManifestText
+	}
+	if c.TrashAt != nil {
+		attrs["trash_at"] = *c.TrashAt
+	}
+	if c.DeleteAt != nil {
+		attrs["delete_at"] = *c.DeleteAt
+	}
+	if c.IsTrashed {
+		attrs["is_trashed"] = true
+	}
+	return attrs
+}

@@ -1,0 +1,97 @@
+package wire
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+
+	"crunch-oci/arvados"
+	"crunch-oci/cgroups"
+	"crunch-oci/oci"
+	"crunch-oci/supervisor"
+	"crunch-oci/supervisor/config"
+	"crunch-oci/supervisor/keepmount"
+	"crunch-oci/supervisor/stats"
+	"crunch-oci/supervisor/stats/kernel"
+)
+
+// mounter starts this program, or the site's command, as the FUSE server.
+type mounter struct {
+	site    config.Site
+	cluster arvados.Config
+	version string
+}
+
+// Version implements supervisor.Mounter.
+func (m mounter) Version() string {
+	if len(m.site.KeepMount) > 0 {
+		return fmt.Sprintf("%q", m.site.KeepMount)
+	}
+	return "crunch-run keep-mount " + m.version
+}
+
+// Start implements supervisor.Mounter.
+func (m mounter) Start(ctx context.Context, args []string, token string, stdout, stderr io.Writer, inherit ...*os.File) (supervisor.Mount, error) {
+	command := m.site.KeepMount
+	if len(command) == 0 {
+		command = []string{"/proc/self/exe", "keep-mount"}
+	}
+	env := clusterEnv(m.cluster)
+	env["ARVADOS_API_TOKEN"] = token
+	s, err := keepmount.Start(ctx, keepmount.Config{
+		Program: command[0], Args: append(command[1:len(command):len(command)], args...),
+		Env:        mergeEnv(os.Environ(), env),
+		Mountpoint: args[len(args)-1], // the command line ends with it
+		Stdout:     stdout, Stderr: stderr, Inherit: inherit,
+	})
+	if err != nil {
+		return nil, err // not s: a nil *Server is no nil Mount
+	}
+	return s, nil
+}
+
+// runtime is oci.Runtime, whose containers are supervisor.Processes.
+type runtime struct {
+	*oci.Runtime
+	version string
+}
+
+// Version implements supervisor.Runtime.
+func (r runtime) Version() string { return "crunch-run " + r.version + ", " + engineVersion() }
+
+// Create implements supervisor.Runtime.
+func (r runtime) Create(ctx context.Context, id, bundle string, stdio oci.Stdio) (supervisor.Process, error) {
+	c, err := r.Runtime.Create(ctx, id, bundle, stdio)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// meter reads the kernel's numbers.
+type meter struct {
+	scratch string // whose file system is the container's
+	tempDir string // whose file system is the node's
+}
+
+// Host implements supervisor.Meter.
+func (m meter) Host(processes func() map[string]int) stats.Sources {
+	return kernel.Sources(kernel.Options{PID: os.Getpid(), TempDir: m.tempDir, Processes: processes})
+}
+
+// Container implements supervisor.Meter.
+func (m meter) Container(p supervisor.Process) stats.Sources {
+	return kernel.Sources(kernel.Options{PID: p.PID(), Cgroup: p.Cgroup(), TempDir: m.scratch})
+}
+
+// Usage implements supervisor.Meter.
+func (m meter) Usage(p supervisor.Process) supervisor.Usage {
+	s := cgroups.Reader{FS: os.DirFS("/")}.Cgroup(p.Cgroup()).Stats()
+	kills, err := p.Cgroup().OOMKills()
+	return supervisor.Usage{
+		OOMKilled:  err == nil && kills > 0,
+		PeakMemory: int64(s.Memory.Peak.N),
+		CPU:        s.CPU.User + s.CPU.System,
+	}
+}

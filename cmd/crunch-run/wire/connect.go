@@ -1,0 +1,31 @@
+package wire
+
+import (
+	"context"
+
+	"crunch-oci/arvados"
+	"crunch-oci/keep"
+)
+
+// Connect opens the API and Keep with the token in cfg, for the roles that are
+// no supervisor.
+func Connect(ctx context.Context, cfg arvados.Config) (*arvados.Client, keep.BlockStore, func() error, error) {
+	api, err := arvados.NewClient(cfg)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	facts, err := learn(ctx, api, cfg)
+	if err != nil {
+		api.Close()
+		return nil, nil, nil, err
+	}
+	a, err := facts.newAccount(api, cfg.Token, nil)
+	if err != nil {
+		api.Close()
+		return nil, nil, nil, err
+	}
+	return a.api, a.blocks, func() error {
+		defer api.Close()
+		return a.close()
+	}, nil
+}

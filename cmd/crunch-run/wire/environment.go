@@ -1,0 +1,134 @@
+package wire
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/user"
+	"slices"
+	"strconv"
+	"strings"
+
+	"crunch-oci/arvados"
+	"crunch-oci/supervisor/joblog"
+	"crunch-oci/supervisor/mounts"
+)
+
+// clusterEnv is what an Arvados client needs to reach the cluster, but a token.
+// Unset things are empty strings.
+func clusterEnv(c arvados.Config) map[string]string {
+	env := map[string]string{
+		"ARVADOS_API_HOST":          c.Host,
+		"ARVADOS_API_HOST_INSECURE": "",
+		"ARVADOS_KEEP_SERVICES":     strings.Join(c.KeepServices, " "),
+	}
+	if c.Insecure {
+		env["ARVADOS_API_HOST_INSECURE"] = "1"
+	}
+	if c.CAFile != "" {
+		env["SSL_CERT_FILE"] = c.CAFile
+	}
+	return env
+}
+
+// apiEnv is what a container with API access gets: the cluster's variables, but
+// not a path of this host.
+func (j Job) apiEnv() map[string]string {
+	env := clusterEnv(j.Cluster)
+	delete(env, "SSL_CERT_FILE")
+	return env
+}
+
+// caBundle finds the certificates that containers with API access are given.
+func (j Job) caBundle() string { return mounts.FindCABundle(j.Cluster.CAFile) }
+
+// mergeEnv sets variables in an environment of "KEY=value" strings.
+func mergeEnv(environ []string, set map[string]string) []string {
+	merged := slices.DeleteFunc(slices.Clone(environ), func(kv string) bool {
+		k, _, _ := strings.Cut(kv, "=")
+		_, replaced := set[k]
+		return replaced
+	})
+	for k, v := range set {
+		merged = append(merged, k+"="+v)
+	}
+	return merged
+}
+
+// hourlyPrice reads the price of the instance from the dispatcher's description
+// of it. Unknown is 0.
+func hourlyPrice(instanceType string) float64 {
+	var t struct{ Price float64 }
+	if json.Unmarshal([]byte(instanceType), &t) != nil {
+		return 0
+	}
+	return t.Price
+}
+
+// identity describes the user and groups of this process, as id(1) does.
+func identity() string {
+	gids, err := os.Getgroups()
+	if err != nil || len(gids) == 0 {
+		gids = []int{os.Getgid()}
+	}
+	groups := make([]string, len(gids))
+	for i, gid := range gids {
+		groups[i] = named(gid, groupName)
+	}
+	return fmt.Sprintf("uid=%s gid=%s groups=%s", named(os.Getuid(), userName), named(os.Getgid(), groupName), strings.Join(groups, ","))
+}
+
+func named(id int, name func(string) string) string {
+	text := strconv.Itoa(id)
+	if n := name(text); n != "" {
+		text += "(" + n + ")"
+	}
+	return text
+}
+
+func userName(id string) string {
+	u, err := user.LookupId(id)
+	if err != nil {
+		return ""
+	}
+	return u.Username
+}
+
+func groupName(id string) string {
+	g, err := user.LookupGroupId(id)
+	if err != nil {
+		return ""
+	}
+	return g.Name
+}
+
+// brokenMarker tells "crunch-run --list", and through it the cloud dispatcher,
+// that this node cannot run containers (spec: lifecycle section 9).
+const brokenMarker = "crunch-run-broken"
+
+// markBroken runs the site's hook, or else leaves the marker.
+func (j Job) markBroken(log *joblog.Log) func(context.Context, error) {
+	return func(ctx context.Context, _ error) {
+		if hook := j.Flags.BrokenNodeHook; hook != "" {
+			log.Printf("Running broken node hook %q", hook)
+			out := log.Lines()
+			defer out.Close()
+			cmd := exec.CommandContext(ctx, hook)
+			cmd.Stdout, cmd.Stderr = out, out
+			if err := cmd.Run(); err != nil {
+				log.Printf("Error running broken node hook: %v", err)
+			}
+			return
+		}
+		path := j.Site.LockDir + "/" + brokenMarker
+		log.Printf("Writing %s to mark node as broken", path)
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o700)
+		if err != nil {
+			log.Printf("Error writing %s: %v", path, err)
+			return
+		}
+		_ = f.Close()
+	}
+}

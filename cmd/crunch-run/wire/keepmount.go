@@ -1,0 +1,96 @@
+package wire
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"crunch-oci/arvados"
+	"crunch-oci/keep"
+	"crunch-oci/keep/mount"
+)
+
+// mountCacheSize bounds the blocks that the FUSE server keeps in memory unless
+// its command line says otherwise, in bytes.
+const mountCacheSize = 4 * keep.MaxBlockSize
+
+// ConnectMount opens the API and Keep for the FUSE server, with the token in
+// its environment, which is the container's.
+func ConnectMount(ctx context.Context, opts mount.Options, cfg arvados.Config) (mount.Backend, error) {
+	api, err := arvados.NewClient(cfg)
+	if err != nil {
+		return mount.Backend{}, err
+	}
+	discovery, err := api.Discovery(ctx)
+	if err != nil {
+		return mount.Backend{}, fmt.Errorf("read discovery document: %w", err)
+	}
+	services, err := keepServices(api, cfg)
+	if err != nil {
+		return mount.Backend{}, err
+	}
+	client, err := keep.NewClient(keep.ClientConfig{
+		Services: services, Token: cfg.Token, Retries: opts.Retries, InsecureTLS: cfg.Insecure,
+		DefaultReplication: discovery.DefaultCollectionReplication, StorageClasses: opts.StorageClasses,
+	})
+	if err != nil {
+		return mount.Backend{}, err
+	}
+	size := opts.CacheBytes
+	if size <= 0 || opts.Cache == mount.DiskCache {
+		size = mountCacheSize
+	}
+	counted := &countingReader{BlockReader: client}
+	cache := keep.NewCache(counted, size)
+	return mount.Backend{
+		API:          mountAPI{api},
+		Blocks:       cache,
+		SignatureTTL: time.Duration(discovery.BlobSignatureTTL) * time.Second,
+		Counters: func() mount.Counters {
+			s := cache.Stats()
+			return mount.Counters{Gets: s.Hits + s.Misses, Hits: s.Hits, Misses: s.Misses, Received: counted.bytes.Load()}
+		},
+		Close: func() error {
+			defer api.Close()
+			defer client.Close()
+			return cache.Close()
+		},
+	}, nil
+}
+
+// countingReader counts the bytes read from Keep services.
+type countingReader struct {
+	keep.BlockReader
+	bytes atomic.Int64
+}
+
+func (c *countingReader) ReadBlock(ctx context.Context, loc keep.Locator) ([]byte, error) {
+	data, err := c.BlockReader.ReadBlock(ctx, loc)
+	c.bytes.Add(int64(len(data)))
+	return data, err
+}
+
+// mountAPI reads collection records for the mount.
+type mountAPI struct{ api *arvados.Client }
+
+// Collection implements mount.API.
+func (m mountAPI) Collection(ctx context.Context, id string) (mount.Record, error) {
+	c, err := m.api.GetCollection(ctx, id)
+	if arvados.IsStatus(err, http.StatusNotFound, http.StatusForbidden, http.StatusUnauthorized) {
+		return mount.Record{}, fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+	}
+	if err != nil {
+		return mount.Record{}, err
+	}
+	record := mount.Record{PortableDataHash: c.PortableDataHash, ManifestText: c.ManifestText}
+	if c.ModifiedAt != nil {
+		record.ModifiedAt = *c.ModifiedAt
+	}
+	if c.UUID != "" {
+		record.Fields = map[string]any{"uuid": c.UUID, "name": c.Name, "owner_uuid": c.OwnerUUID, "properties": c.Properties}
+	}
+	return record, nil
+}

@@ -1,0 +1,196 @@
+// Package wire connects the packages: small adapters from what one offers to
+// what another needs, and the function that puts a supervisor together.
+package wire
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"crunch-oci/arvados"
+	"crunch-oci/cgroups"
+	"crunch-oci/imagestore"
+	"crunch-oci/internal/undo"
+	"crunch-oci/keep"
+	"crunch-oci/oci"
+	"crunch-oci/supervisor"
+	"crunch-oci/supervisor/config"
+	"crunch-oci/supervisor/joblog"
+	"crunch-oci/supervisor/rundir"
+)
+
+// Job is one container to be run, and how.
+type Job struct {
+	UUID    string
+	Version string // of this program, "1.0 (go1.26)"
+	Site    config.Site
+	Flags   config.Flags
+	Env     config.Environment
+	Cluster arvados.Config // with the dispatcher's token
+	// Stderr gets the supervisor's messages.
+	Stderr io.Writer
+	// Observer may be nil.
+	Observer supervisor.Observer
+	// OnLog, if not nil, gets the log as soon as there is one.
+	OnLog func(*joblog.Log)
+}
+
+// Run puts a supervisor together, runs the job, and takes everything apart
+// again. See supervisor.Supervisor.Run for ctx and stop.
+func Run(ctx, stop context.Context, j Job) (err error) {
+	// Whoever died here before us has left things; nobody else cleans them up.
+	sweep(ctx, j)
+
+	var cleanup undo.Stack
+	defer func() {
+		if undone := cleanup.Run(ctx); undone != nil {
+			fmt.Fprintf(j.Stderr, "%s: clean up: %v\n", j.UUID, undone)
+		}
+	}()
+	api, err := arvados.NewClient(j.Cluster)
+	if err != nil {
+		return err
+	}
+	cleanup.Add("close API connections", func(context.Context) error { api.Close(); return nil })
+	facts, err := learn(ctx, api, j.Cluster)
+	if err != nil {
+		return err
+	}
+	dispatcher, err := facts.newAccount(api, j.Cluster.Token, nil)
+	if err != nil {
+		return err
+	}
+	cleanup.Add("close Keep connections", func(context.Context) error { return dispatcher.close() })
+	log, err := j.newLog(api, dispatcher, &cleanup)
+	if err != nil {
+		return err
+	}
+	dir, err := rundir.Create(j.Site.RuntimeDir, j.UUID, removers)
+	if err != nil {
+		return err
+	}
+	cleanup.Add("remove runtime directory", func(context.Context) error { return dir.Remove(removers) })
+	scratch, err := makeScratch(j, dir)
+	if err != nil {
+		return err
+	}
+	state := filepath.Join(dir.Path(), "oci")
+	if err := dir.Own(rundir.Thing{Kind: ownsContainer, ID: filepath.Join(state, j.UUID)}); err != nil {
+		return err
+	}
+	cgroup, err := j.placement()
+	if err != nil {
+		return err
+	}
+	store, err := imagestore.Open(j.Site.StoreDir, imagestore.Options{Warn: func(text string) { log.Printf("image store: %s", text) }})
+	if err != nil {
+		return err
+	}
+	s := &supervisor.Supervisor{
+		UUID: j.UUID, Version: j.Version, Identity: identity(),
+		Log:     log,
+		Records: api,
+		Login: func(token string, classes []string) (supervisor.Account, error) {
+			account, err := facts.newAccount(api, token, classes)
+			if err != nil {
+				return nil, err
+			}
+			cleanup.Add("close Keep connections", func(context.Context) error { return account.close() })
+			return account, nil
+		},
+		Mounter:       mounter{site: j.Site, cluster: j.Cluster, version: j.Version},
+		Images:        store,
+		Runtime:       runtime{&oci.Runtime{StateDir: state}, j.Version},
+		Meter:         meter{scratch: scratch, tempDir: j.Env.TempDir},
+		RunDir:        dir,
+		Scratch:       scratch,
+		Limits:        supervisor.Limits{PIDs: j.pidsLimit(), IgnoreRAM: !j.Flags.EnableMemoryLimit, NoSeccomp: !j.Site.Seccomp, StopGrace: j.Site.StopGrace},
+		Network:       j.network,
+		CgroupsPath:   cgroup,
+		APIEnv:        j.apiEnv(),
+		CABundle:      j.caBundle(),
+		HourlyPrice:   hourlyPrice(j.Env.InstanceType),
+		NodeInfo:      nodeInfo(j.Env.TempDir),
+		StatsInterval: j.Flags.CrunchstatInterval,
+		MarkBroken:    j.markBroken(log),
+		Observer:      j.Observer,
+	}
+	if j.Env.InstanceType != "" {
+		s.NodeJSON = []byte(j.Env.InstanceType)
+	}
+	return s.Run(ctx, stop)
+}
+
+// newLog makes the log collection. Its blocks and records belong to the
+// dispatcher's token.
+func (j Job) newLog(api *arvados.Client, dispatcher *account, cleanup *undo.Stack) (*joblog.Log, error) {
+	tree, err := keep.NewCollection("", dispatcher.blocks)
+	if err != nil {
+		return nil, err
+	}
+	cleanup.Add("close log collection", func(context.Context) error { return tree.Close() })
+	log, err := joblog.New(joblog.Config{UUID: j.UUID, Tree: logTree{tree}, Saver: saver{api, j.UUID}, Stderr: j.Stderr})
+	if err != nil {
+		return nil, err
+	}
+	log.Hide(j.Cluster.Token)
+	if j.OnLog != nil {
+		j.OnLog(log)
+	}
+	return log, nil
+}
+
+// placement decides where the container's cgroup is made.
+func (j Job) placement() (string, error) {
+	text, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return "", fmt.Errorf("find own cgroup: %w", err)
+	}
+	p := cgroups.Placement{Parent: j.Site.CgroupBase, Subsystem: j.Flags.CgroupParentSubsystem}
+	path, err := p.Path(j.UUID, string(text))
+	if err != nil {
+		return "", fmt.Errorf("fatal: cgroup parent subsystem: %w", err)
+	}
+	return path, nil
+}
+
+func (j Job) pidsLimit() int64 {
+	if j.Site.PidsLimit == 0 {
+		return -1 // the site's word for "no limit"; the runtime's 0 is its default
+	}
+	return j.Site.PidsLimit
+}
+
+// network gives containers with API access the site's network, the others none.
+func (j Job) network(api bool) (oci.Network, error) {
+	kind := j.Site.Network
+	switch {
+	case !api && j.Flags.EnableNetworking != "always":
+		return oci.NetworkNone, nil
+	case j.Flags.NetworkMode == config.NetworkHost, j.Flags.NetworkMode == config.NetworkNone:
+		kind = j.Flags.NetworkMode
+	}
+	switch kind {
+	case config.NetworkNone:
+		return oci.NetworkNone, nil
+	case config.NetworkHost:
+		return oci.NetworkHost, nil
+	}
+	return "", fmt.Errorf("the container needs a network, and network %q is not available in this version; use -network=host, or network: host in %s", kind, config.DefaultSiteFile)
+}
+
+// makeScratch makes the run's private directory on the disk for temporary files.
+func makeScratch(j Job, dir *rundir.Dir) (string, error) {
+	// The name is chosen first: what is recorded must be known before it exists.
+	path := filepath.Join(j.Env.TempDir, fmt.Sprintf("crunch-run.%s.%d", j.UUID, time.Now().UnixNano()))
+	if err := dir.Own(rundir.Thing{Kind: ownsDir, ID: path}); err != nil {
+		return "", err
+	}
+	if err := os.Mkdir(path, 0o700); err != nil {
+		return "", fmt.Errorf("make scratch directory: %w", err)
+	}
+	return path, nil
+}

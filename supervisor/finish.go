@@ -1,0 +1,148 @@
+package supervisor
+
+import (
+	"context"
+	"fmt"
+
+	"crunch-oci/arvados"
+)
+
+// finish is the final phase (spec: lifecycle section 3): it brings home what
+// there is, cleans up, and sends the final state. err is what ended the steps.
+// It returns the first error met.
+func (r *run) finish(ctx context.Context, err error) error {
+	first := &firstError{err: err}
+	defer r.Log.Printf("crunch-run finished")
+	if r.final == arvados.StateQueued {
+		r.requeue(ctx)
+		return first.err
+	}
+	if r.stopped() {
+		r.final = arvados.StateCancelled
+	}
+
+	var output string
+	if r.inputs.ready {
+		if _, err := r.Log.Publish(ctx); err != nil {
+			r.Log.Printf("error saving log collection: %v", err)
+		}
+		var err error
+		if output, err = r.captureOutput(ctx); err != nil {
+			r.demote(first, "CaptureOutput", err)
+		}
+	}
+	r.stopHostStats(ctx)
+
+	// From here on messages go to stderr only: the saved log ends with the state.
+	logPDH, err := r.Log.Final(ctx, r.final)
+	if err != nil {
+		r.demote(first, "CommitLogs", err)
+		logPDH = ""
+	}
+	// Before the final update: a container reported Complete has let go of its
+	// mounts. What cannot be undone is said, and changes nothing.
+	r.cleanUp(ctx)
+	if err := r.sendFinal(ctx, logPDH, output); err != nil {
+		r.demote(first, "UpdateContainerFinal", err)
+	}
+	return first.err
+}
+
+// firstError keeps the first error it is given.
+type firstError struct{ err error }
+
+func (f *firstError) add(err error) {
+	if f.err == nil {
+		f.err = err
+	}
+}
+
+// demote logs err, and makes Cancelled of a Complete that it spoils.
+func (r *run) demote(first *firstError, what string, err error) {
+	r.Log.Printf("error in %s: %v", what, err)
+	first.add(fmt.Errorf("%s: %w", what, err))
+	if r.final == arvados.StateComplete {
+		r.final = arvados.StateCancelled
+	}
+}
+
+// requeue gives the container back to the dispatcher. The log, which tells the
+// user why, is accepted while the record is Locked; the state alone is sent
+// afterwards, because the server refuses a cost with it (spec: lifecycle
+// section 16). Failures leave the container Locked, and the dispatcher copes.
+func (r *run) requeue(ctx context.Context) {
+	r.stopHostStats(ctx)
+	if _, err := r.Log.Publish(ctx); err != nil {
+		r.Log.Printf("error saving log collection: %v", err)
+	}
+	r.cleanUp(ctx)
+	if err := r.Records.UpdateContainer(ctx, r.UUID, map[string]any{"state": arvados.StateQueued}); err != nil {
+		r.Log.Printf("error giving container back to the queue: %v", err)
+	}
+}
+
+func (r *run) cleanUp(ctx context.Context) {
+	if err := r.undo.Run(ctx); err != nil {
+		r.Log.Printf("While cleaning up: %v", err)
+	}
+}
+
+// setRunning tells the API that user code may run from now on.
+func (r *run) setRunning(ctx context.Context) error {
+	err := r.Records.UpdateContainer(ctx, r.UUID, map[string]any{
+		"state":           arvados.StateRunning,
+		"gateway_address": r.GatewayAddress,
+		"log":             r.firstLog,
+	})
+	if err != nil {
+		return fmt.Errorf("set container state to Running: %w", err)
+	}
+	return nil
+}
+
+// recordExitCode publishes the exit code as soon as it is known. The final
+// update repeats it, so failing here loses nothing.
+func (r *run) recordExitCode(ctx context.Context) error {
+	if r.exitCode == nil {
+		return nil
+	}
+	if err := r.Records.UpdateContainer(ctx, r.UUID, map[string]any{"exit_code": *r.exitCode}); err != nil {
+		r.Log.Printf("ignoring error updating exit_code: %v", err)
+	}
+	return nil
+}
+
+// sendFinal sends the final state with everything that belongs to it. The exit
+// code is always there, null when none is known.
+func (r *run) sendFinal(ctx context.Context, logPDH, output string) error {
+	attrs := map[string]any{
+		"state":     r.final,
+		"exit_code": nil,
+		"cost":      r.cost(),
+	}
+	if r.exitCode != nil {
+		attrs["exit_code"] = *r.exitCode
+	}
+	if logPDH != "" {
+		attrs["log"] = logPDH
+	}
+	if r.final == arvados.StateComplete && output != "" {
+		attrs["output"] = output
+	}
+	return r.Records.UpdateContainer(ctx, r.UUID, attrs)
+}
+
+// cost is the time since the run began, in hours, times the instance's price.
+func (r *run) cost() float64 {
+	return r.now().Sub(r.began).Hours() * r.HourlyPrice
+}
+
+// saveFirstLog makes the log collection, so that Running can name it.
+func (r *run) saveFirstLog(ctx context.Context) error {
+	pdh, err := r.Log.Save(ctx)
+	if err != nil {
+		return fmt.Errorf("save log collection: %w", err)
+	}
+	r.firstLog = pdh
+	return nil
+}

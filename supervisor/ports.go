@@ -1,0 +1,186 @@
+package supervisor
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"os"
+	"syscall"
+	"time"
+
+	"crunch-oci/arvados"
+	"crunch-oci/cgroups"
+	"crunch-oci/imagestore"
+	"crunch-oci/imagestore/archive"
+	"crunch-oci/keep"
+	"crunch-oci/oci"
+	"crunch-oci/supervisor/joblog"
+	"crunch-oci/supervisor/rundir"
+)
+
+// Supervisor runs one container, once. All fields are required unless they say
+// otherwise.
+type Supervisor struct {
+	UUID string // of the container
+	// Version is this program's, "1.0 (go1.26)"; Identity its user and groups,
+	// "uid=0(root) gid=0(root) groups=0(root)".
+	Version, Identity string
+
+	Log     *joblog.Log
+	Records Records
+	// Login gives access with the container's own token. New blocks are written
+	// with the storage classes; nil means the cluster's default ones.
+	Login func(token string, storageClasses []string) (Account, error)
+
+	Mounter Mounter
+	Images  Images
+	Runtime Runtime
+	Meter   Meter
+
+	// RunDir is the locked runtime directory, Scratch a private directory on a
+	// disk with room; the caller removes both after the run.
+	RunDir  *rundir.Dir
+	Scratch string
+
+	Limits Limits
+	// Network gives the network for a container with, and one without, access
+	// to the API.
+	Network func(api bool) (oci.Network, error)
+	// CgroupsPath is the container's cgroup in the terms of the OCI spec.
+	CgroupsPath string
+	// GatewayAddress is published with Running; empty: there is no gateway.
+	GatewayAddress string
+	// APIEnv is the environment a container with API access gets beside its
+	// token; CABundle the certificates bound into it, "" for none.
+	APIEnv   map[string]string
+	CABundle string
+	// HourlyPrice of the instance, for the record's cost.
+	HourlyPrice float64
+	// NodeInfo makes the text of node-info.txt.
+	NodeInfo func(ctx context.Context) ([]byte, error)
+	// NodeJSON is the content of node.json; nil: no such file.
+	NodeJSON []byte
+	// StatsInterval is the time between two lines of statistics of a kind.
+	StatsInterval time.Duration
+	// MarkBroken is told once about an error that suggests that this node cannot
+	// run containers. May be nil.
+	MarkBroken func(ctx context.Context, err error)
+	// Observer may be nil.
+	Observer Observer
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
+}
+
+// Records is the container's record in the API, with the dispatcher's token.
+type Records interface {
+	GetContainer(ctx context.Context, uuid string) (arvados.Container, error)
+	ContainerAuth(ctx context.Context, uuid string) (arvados.APIClientAuthorization, error)
+	UpdateContainer(ctx context.Context, uuid string, attrs map[string]any) error
+	ContainerRecordJSON(ctx context.Context, uuid string) (json.RawMessage, error)
+}
+
+// Account is what is done with the container's token.
+type Account interface {
+	SecretMounts(ctx context.Context, uuid string) (map[string]arvados.Mount, error)
+	// OpenCollection reads a collection by portable data hash (or UUID).
+	OpenCollection(ctx context.Context, id string) (*keep.Collection, error)
+	// NewCollection is an empty collection whose blocks go to Keep.
+	NewCollection() (*keep.Collection, error)
+	// Localizer makes blocks of other clusters local.
+	Localizer() keep.Localizer
+	// SaveCollection saves a manifest as a trashed collection with a unique name
+	// and returns its portable data hash.
+	SaveCollection(ctx context.Context, name, manifest string) (pdh string, err error)
+}
+
+// Mounter starts the FUSE server.
+type Mounter interface {
+	Version() string
+	// Start returns when the mount named by args is there. The server keeps the
+	// inherited files open for as long as it lives.
+	Start(ctx context.Context, args []string, token string, stdout, stderr io.Writer, inherit ...*os.File) (Mount, error)
+}
+
+// Mount is a running FUSE server.
+type Mount interface {
+	Exited() <-chan struct{}
+	// Err is how the server ended, valid when Exited is closed.
+	Err() error
+	PID() int
+	Stop(ctx context.Context) error
+}
+
+// Images unpacks images, each only once per node.
+type Images interface {
+	Unpack(ctx context.Context, key imagestore.Key, open func(context.Context) (*archive.Image, error), progress func(imagestore.Progress)) (*imagestore.Snapshot, error)
+}
+
+// Runtime makes a process from an OCI bundle.
+type Runtime interface {
+	Version() string
+	Create(ctx context.Context, id, bundleDir string, stdio oci.Stdio) (Process, error)
+}
+
+// Process is a created container.
+type Process interface {
+	Start() error
+	Wait(ctx context.Context) (oci.ExitStatus, error)
+	Signal(sig syscall.Signal) error
+	// Kill ends every process of the container; none is alive when it returns
+	// without error.
+	Kill(ctx context.Context) error
+	Delete(ctx context.Context) error
+	PID() int
+	Cgroup() *cgroups.Cgroup
+	// Warnings says which limits the node does not enforce, a line each.
+	Warnings() []string
+}
+
+// Limits of a node that hold for every container.
+type Limits struct {
+	PIDs int64
+	// IgnoreRAM runs containers without a memory limit (-enable-memory-limit=false).
+	IgnoreRAM bool
+	// NoSeccomp runs containers without Docker's system call filter.
+	NoSeccomp bool
+	// StopGrace is the time between SIGTERM and SIGKILL when a container is
+	// stopped; 0: SIGKILL at once.
+	StopGrace time.Duration
+}
+
+// Observer is told how the run goes, for somebody who watches it on a terminal.
+// Its methods return quickly.
+type Observer interface {
+	// Step says which step has begun.
+	Step(name string)
+	// ImageProgress follows the unpacking of an image that the node lacks.
+	ImageProgress(imagestore.Progress)
+	// Output gets a copy of what the container writes to the log's stdout or
+	// stderr.
+	Output(stream string) io.Writer
+	// Started says that the user's process has been started.
+	Started(at time.Time)
+	// Ended gives the container's exit code and what it used.
+	Ended(Usage)
+}
+
+// Usage is what a container used.
+type Usage struct {
+	ExitCode   int
+	OOMKilled  bool
+	PeakMemory int64 // bytes; 0: unknown
+	CPU        time.Duration
+}
+
+func (s *Supervisor) now() time.Time {
+	if s.Now != nil {
+		return s.Now()
+	}
+	return time.Now()
+}
+
+func (s *Supervisor) enter(step string) {
+	if s.Observer != nil {
+		s.Observer.Step(step)
+	}
+}

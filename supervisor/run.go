@@ -1,0 +1,231 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"crunch-oci/arvados"
+	"crunch-oci/internal/undo"
+)
+
+// ErrStopped is the cause that stopped a run before its container was Running:
+// the container goes back to the queue, and that is no failure.
+var ErrStopped = errors.New("stopped before the container was running")
+
+// step is one line of the table of steps (spec: lifecycle section 3).
+type step struct {
+	name string
+	do   func(*run, context.Context) error
+	// onFailure is the final state if do fails, unless the error says better
+	// (see verdict): Queued for trouble of this node, Cancelled for trouble
+	// that any other node would meet too.
+	onFailure string
+}
+
+// beforeRunning can be undone: a stop signal interrupts whichever step is at
+// work, and the container is queued again.
+var beforeRunning = []step{
+	{"start host statistics", (*run).startHostStats, arvados.StateQueued},
+	{"set up mounts", (*run).setUpMounts, arvados.StateCancelled},
+	{"load container image", (*run).loadImage, arvados.StateCancelled},
+	{"create container", (*run).createContainer, arvados.StateQueued},
+	{"describe host", (*run).describeHost, arvados.StateQueued},
+	{"save log", (*run).saveFirstLog, arvados.StateQueued},
+}
+
+// fromRunning cannot: the record says Running, and user code may have run.
+var fromRunning = []step{
+	{"start container statistics", (*run).startContainerStats, arvados.StateCancelled},
+	{"start container", (*run).startContainer, arvados.StateCancelled},
+	{"wait for container", (*run).waitForContainer, arvados.StateCancelled},
+	{"record exit code", (*run).recordExitCode, arvados.StateCancelled},
+	{"close streams", (*run).closeStreams, arvados.StateCancelled},
+	{"stop container statistics", (*run).stopContainerStats, arvados.StateCancelled},
+}
+
+// run is the state of one Run: what has been learnt and made so far.
+type run struct {
+	*Supervisor
+
+	began time.Time
+	// stop is done when the container is to be stopped; its cause says why.
+	stop context.Context
+
+	record  arvados.Container
+	account Account
+	token   string // of the container
+
+	inputs    inputs
+	image     image
+	container container
+	hostStats *reporter
+
+	// firstLog is the portable data hash of the log when Running was sent.
+	firstLog string
+
+	background *background
+	pids       pids
+
+	// undo holds what must be undone before the final update of the record.
+	undo undo.Stack
+
+	// final is the state that will be sent at the end.
+	final    string
+	running  bool // the record says Running
+	exitCode *int // as known so far
+}
+
+// Run takes the container from Locked to its end. It returns nil when the run
+// went as it should, whatever the container's exit code, and also when it was
+// stopped; the first error met otherwise.
+//
+// When stop is done the container is stopped and the results so far are saved.
+// When ctx is done everything is given up as fast as it can be; nothing is left
+// on the node, but the record may not be final.
+func (s *Supervisor) Run(ctx, stop context.Context) error {
+	r := &run{Supervisor: s, began: s.now(), stop: stop, final: arvados.StateQueued, background: newBackground(ctx)}
+	defer r.background.end()
+	r.background.run(s.Log.Run)
+	r.header()
+	early, cancel := mergeDone(ctx, stop)
+	defer cancel()
+	if err := r.claim(early); err != nil {
+		// Nothing is known of the record but that it is not ours: no update.
+		return r.unlessStopped(err)
+	}
+	err := r.execute(ctx, early)
+	if err != nil {
+		s.Log.Printf("error in Run: %v", err)
+	}
+	return r.finish(ctx, err)
+}
+
+// execute goes through the steps until one fails, and sets the final state.
+func (r *run) execute(ctx, early context.Context) error {
+	for _, s := range beforeRunning {
+		if err := r.take(s, early); err != nil {
+			if err := r.unlessStopped(err); err != nil {
+				return err
+			}
+			r.final = arvados.StateQueued
+			return nil
+		}
+	}
+	if r.stop.Err() != nil {
+		r.final = arvados.StateQueued
+		return nil
+	}
+	// Not interrupted by a stop signal: a request cut off half-way might have
+	// been obeyed.
+	if err := r.setRunning(ctx); err != nil {
+		r.final = arvados.StateQueued
+		return err
+	}
+	r.running = true
+	r.final = arvados.StateCancelled
+	for _, s := range fromRunning {
+		if err := r.take(s, ctx); err != nil {
+			return err
+		}
+	}
+	if r.stopped() {
+		return nil
+	}
+	r.final = arvados.StateComplete
+	return nil
+}
+
+// take does one step.
+func (r *run) take(s step, ctx context.Context) error {
+	err := ctx.Err()
+	if err == nil {
+		r.enter(s.name)
+		err = s.do(r, ctx)
+	}
+	if err == nil {
+		return nil
+	}
+	r.final = s.onFailure
+	if r.markIfBroken(ctx, s, err) && !r.running {
+		r.final = arvados.StateQueued
+	}
+	var v *verdict
+	if errors.As(err, &v) {
+		r.final = v.state
+	}
+	return err
+}
+
+// stopped reports whether the container was, or is to be, stopped.
+func (r *run) stopped() bool { return r.stop.Err() != nil || r.container.stopReason != "" }
+
+// unlessStopped returns nil if err only says that the run was asked to stop.
+func (r *run) unlessStopped(err error) error {
+	if r.stop.Err() != nil && !r.running && errors.Is(err, context.Canceled) {
+		r.Log.Printf("%v", context.Cause(r.stop))
+		return nil
+	}
+	return err
+}
+
+// verdict is an error that knows which final state it should lead to.
+type verdict struct {
+	state string
+	err   error
+}
+
+func (v *verdict) Error() string { return v.err.Error() }
+func (v *verdict) Unwrap() error { return v.err }
+
+// cancelled marks trouble that the record itself makes on every node.
+func cancelled(err error) error { return &verdict{arvados.StateCancelled, err} }
+
+// mergeDone returns a context that is done when either is, with its cause.
+func mergeDone(ctx, stop context.Context) (context.Context, context.CancelFunc) {
+	both, cancel := context.WithCancelCause(ctx)
+	detach := context.AfterFunc(stop, func() { cancel(context.Cause(stop)) })
+	return both, func() { detach(); cancel(nil) }
+}
+
+// header writes the lines every log begins with.
+func (r *run) header() {
+	r.Log.Printf("crunch-run %s started", r.Version)
+	r.Log.Printf("crunch-run process has %s", r.Identity)
+	r.Log.Printf("Using FUSE mount: %s", r.Mounter.Version())
+	r.Log.Printf("Using container runtime: %s", r.Runtime.Version())
+	r.Log.Printf("Executing container: %s", r.UUID)
+	if host, err := os.Hostname(); err != nil {
+		r.Log.Printf("Error getting hostname '%v'", err)
+	} else {
+		r.Log.Printf("Executing on host '%s'", host)
+	}
+}
+
+// claim learns what is to be run: steps 2 to 5 of the table. Until it has
+// succeeded nothing is sent, so that whatever is wrong, the dispatcher decides.
+func (r *run) claim(ctx context.Context) error {
+	record, err := r.Records.GetContainer(ctx, r.UUID)
+	if err != nil {
+		return fmt.Errorf("fetch container record: %w", err)
+	}
+	r.record = record
+	auth, err := r.Records.ContainerAuth(ctx, r.UUID)
+	if err != nil {
+		return fmt.Errorf("fetch container token: %w", err)
+	}
+	r.token = auth.ContainerToken(r.UUID)
+	r.Log.Hide(r.token)
+	if r.account, err = r.Login(r.token, record.OutputStorageClasses); err != nil {
+		return fmt.Errorf("use container token: %w", err)
+	}
+	if r.inputs.secrets, err = r.account.SecretMounts(ctx, r.UUID); err != nil {
+		return fmt.Errorf("fetch secret mounts: %w", err)
+	}
+	if record.State != arvados.StateLocked {
+		return fmt.Errorf("dispatch error detected: container %q has state %q", r.UUID, record.State)
+	}
+	return nil
+}

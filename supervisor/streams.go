@@ -1,0 +1,205 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"crunch-oci/oci"
+	"crunch-oci/supervisor/joblog"
+)
+
+// drainTimeout bounds how long after the container's end its output is still
+// read: by then the kernel has ended every process of the container, so that
+// only a program outside of it can hold the pipe open.
+const drainTimeout = 10 * time.Second
+
+// streams are the standard streams of the container: the files it gets, and the
+// goroutines that move bytes between those and their other ends.
+type streams struct {
+	stdio oci.Stdio
+	given []*os.File // the container's ends, as far as they are open here too
+	out   []*outputCopy
+	in    *inputCopy
+}
+
+// openStreams makes the three streams as the plan says (spec: lifecycle section
+// 12, mounts-and-output section 6).
+func (r *run) openStreams(ctx context.Context) (*streams, error) {
+	s := new(streams)
+	var err error
+	if s.stdio.Stdin, err = r.openStdin(ctx, s); err == nil {
+		s.stdio.Stdout, err = r.openOutput(s, "stdout")
+	}
+	if err == nil {
+		s.stdio.Stderr, err = r.openOutput(s, "stderr")
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return s, nil
+}
+
+// outputCopy moves what the container writes into the log collection.
+type outputCopy struct {
+	from *os.File
+	to   *joblog.Stream
+	done chan error
+}
+
+// openOutput connects the stream called name to the log collection, or to a file
+// in the output directory, and returns the container's end.
+func (r *run) openOutput(s *streams, name string) (*os.File, error) {
+	file := r.inputs.plan.Stdout
+	if name == "stderr" {
+		file = r.inputs.plan.Stderr
+	}
+	if file != nil {
+		f, err := r.inputs.plan.CreateOutputFile(file)
+		if err != nil {
+			return nil, cancelled(err)
+		}
+		s.given = append(s.given, f)
+		return f, nil
+	}
+	opts := joblog.StreamOptions{Stamp: true}
+	if r.Observer != nil {
+		opts.Tee = r.Observer.Output(name)
+	}
+	log, err := r.Log.Stream(name+".txt", opts)
+	if err != nil {
+		return nil, err
+	}
+	ours, theirs, err := pipe(reading)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("make pipe for %s: %w", name, err), log.Close())
+	}
+	s.given = append(s.given, theirs)
+	c := &outputCopy{from: ours, to: log, done: make(chan error, 1)}
+	s.out = append(s.out, c)
+	go func() {
+		if _, err := io.Copy(log, ours); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			// Keep reading: the container must not be stopped by SIGPIPE, nor
+			// hang, because its log cannot be written.
+			_, _ = io.Copy(io.Discard, ours)
+			c.done <- fmt.Errorf("save %s to the log: %w", name, err)
+			return
+		}
+		c.done <- nil
+	}()
+	return theirs, nil
+}
+
+// inputCopy feeds the container's stdin.
+type inputCopy struct {
+	to     *os.File
+	cancel context.CancelFunc
+	done   chan error
+}
+
+// openStdin gives the container its input: nothing, the text of a json mount,
+// or a file read straight from Keep.
+func (r *run) openStdin(ctx context.Context, s *streams) (*os.File, error) {
+	// Feeding goes on while the container runs, beyond this step's context.
+	feedCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	src, err := r.inputs.plan.OpenStdin(feedCtx, r.inputs.from)
+	if err != nil {
+		cancel()
+		return nil, cancelled(err)
+	}
+	if src == nil {
+		cancel()
+		f, err := os.Open(os.DevNull)
+		if err != nil {
+			return nil, fmt.Errorf("open stdin: %w", err)
+		}
+		s.given = append(s.given, f)
+		return f, nil
+	}
+	ours, theirs, err := pipe(writing)
+	if err != nil {
+		cancel()
+		_ = src.Close()
+		return nil, fmt.Errorf("make pipe for stdin: %w", err)
+	}
+	s.given = append(s.given, theirs)
+	in := &inputCopy{to: ours, cancel: cancel, done: make(chan error, 1)}
+	s.in = in
+	go func() {
+		_, err := io.Copy(ours, src)
+		switch {
+		case errors.Is(err, unix.EPIPE), errors.Is(err, os.ErrClosed), feedCtx.Err() != nil:
+			err = nil // a program need not read all of its input
+		case err != nil:
+			err = fmt.Errorf("feed stdin: %w", err)
+		}
+		_ = ours.Close()
+		_ = src.Close()
+		in.done <- err
+	}()
+	return theirs, nil
+}
+
+// closeGiven closes the container's ends in this process: while one is open
+// here, its pipe has no end.
+func (s *streams) closeGiven() error {
+	var errs []error
+	for _, f := range s.given {
+		errs = append(errs, f.Close())
+	}
+	s.given = nil
+	return errors.Join(errs...)
+}
+
+// close reads the output to its end, ends the input, and returns what went wrong
+// on the way. The container has ended, or was never made. A second close does
+// nothing.
+func (s *streams) close() error {
+	errs := []error{s.closeGiven()}
+	deadline := time.Now().Add(drainTimeout)
+	for _, c := range s.out {
+		errs = append(errs, c.from.SetReadDeadline(deadline))
+	}
+	for _, c := range s.out {
+		errs = append(errs, <-c.done, c.from.Close(), c.to.Close())
+	}
+	if s.in != nil {
+		s.in.cancel()
+		_ = s.in.to.Close()
+		errs = append(errs, <-s.in.done)
+	}
+	*s = streams{}
+	return errors.Join(errs...)
+}
+
+type direction int
+
+const (
+	reading direction = iota // we read, the container writes
+	writing
+)
+
+// pipe makes a pipe. Our end is non-blocking, for deadlines; the container's is
+// not, because the flag is shared by all who have it and programs do not expect
+// EAGAIN from their standard streams.
+func pipe(d direction) (ours, theirs *os.File, err error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, os.NewSyscallError("pipe2", err)
+	}
+	our, their := fds[0], fds[1]
+	if d == writing {
+		our, their = their, our
+	}
+	if err := unix.SetNonblock(our, true); err != nil {
+		_ = unix.Close(our)
+		_ = unix.Close(their)
+		return nil, nil, os.NewSyscallError("fcntl", err)
+	}
+	return os.NewFile(uintptr(our), "pipe"), os.NewFile(uintptr(their), "pipe"), nil
+}
