@@ -24,6 +24,7 @@ type memTree struct {
 	flushErr error
 	addErr   error
 	gate     chan struct{} // when set, MarshalManifest takes from it first
+	full     bool          // until the next MarshalManifest
 }
 
 func (m *memTree) Append(name string, p []byte) error {
@@ -31,6 +32,9 @@ func (m *memTree) Append(name string, p []byte) error {
 	defer m.mu.Unlock()
 	if m.addErr != nil && len(p) > 0 {
 		return m.addErr
+	}
+	if m.full && len(p) > 0 {
+		return fmt.Errorf("%w: %w", ErrFull, errTest)
 	}
 	if m.files == nil {
 		m.files = make(map[string][]byte)
@@ -61,11 +65,18 @@ func (m *memTree) MarshalManifest(ctx context.Context) (string, error) {
 	if m.flushErr != nil {
 		return "", m.flushErr
 	}
+	m.full = false
 	var b strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(m.files)) {
 		fmt.Fprintf(&b, " %s=%d", name, len(m.files[name]))
 	}
 	return "." + b.String() + "\n", nil
+}
+
+func (m *memTree) set(change func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	change()
 }
 
 func (m *memTree) file(name string) string {

@@ -13,12 +13,14 @@ import (
 // Messages is the file of the supervisor's own messages.
 const Messages = "crunch-run.txt"
 
-// Tree is a collection that grows in memory and in Keep. It may be used from
-// several goroutines; Append may block while Keep is slow, and must not lose
-// anything for it.
+// Tree is a collection that grows in memory and in Keep; see [InCollection]. It
+// may be used from several goroutines.
 type Tree interface {
 	// Append adds p, which it must not keep, to the end of a file at the top
-	// level. The first Append creates the file, also with nothing to add.
+	// level. The first Append creates the file, also with nothing to add. It
+	// may block while Keep is slow. It adds all of p, or nothing and returns
+	// an error. One that wraps ErrFull is not final: after MarshalManifest has
+	// found Keep working again there will be room.
 	Append(name string, p []byte) error
 	// Size is the total of all file sizes, in bytes.
 	Size() int64
@@ -27,8 +29,12 @@ type Tree interface {
 	MarshalManifest(ctx context.Context) (string, error)
 }
 
-// ErrClosed is returned for a file wanted after [Log.Final].
-var ErrClosed = errors.New("the log collection is closed")
+var (
+	// ErrClosed is returned for a file wanted after [Log.Final].
+	ErrClosed = errors.New("the log collection is closed")
+	// ErrFull is a Tree's way to say that it holds as much as it may.
+	ErrFull = errors.New("too much log data is waiting for Keep")
+)
 
 // Config is what a Log needs.
 type Config struct {
@@ -58,11 +64,13 @@ type Log struct {
 
 	messageMu sync.Mutex // one message at a time
 	messages  *Stream
+	backlog   backlog
 	onlyErr   stamper // for messages after the end of the file
 
 	mu      sync.Mutex
 	streams map[string]*Stream
-	closed  bool
+	closed  chan struct{} // closed when nothing more is taken
+	room    chan struct{} // closed, and replaced, when there may be room again
 
 	saver *saver
 }
@@ -82,15 +90,25 @@ func New(c Config) (*Log, error) {
 		now:     c.Now,
 		onlyErr: stamper{now: c.Now},
 		streams: make(map[string]*Stream),
+		closed:  make(chan struct{}),
+		room:    make(chan struct{}),
 		saver:   newSaver(c),
 	}
 	var err error
 	l.messages, err = l.Stream(Messages, StreamOptions{Stamp: true, Mirror: messageSink{l}})
-	return l, err
+	if err != nil {
+		return nil, err
+	}
+	// Messages are given up later than everything else: see Final.
+	l.backlog.put = func(p []byte) error { return l.append(Messages, p, l.saver.finished) }
+	l.backlog.end = l.closed
+	l.messages.put = func(p []byte) error { l.backlog.add(p); return nil }
+	return l, nil
 }
 
 // Printf logs a message of the supervisor, in crunch-run.txt and on stderr. A
-// message of several lines gets a time stamp on each. Secrets are taken out.
+// message of several lines gets a time stamp on each. Secrets are taken out. It
+// does not wait for Keep, or hardly.
 func (l *Log) Printf(format string, args ...any) {
 	l.messageMu.Lock()
 	defer l.messageMu.Unlock()
@@ -114,7 +132,7 @@ func (l *Log) Lines() io.WriteCloser { return &messageLines{log: l} }
 func (l *Log) Stderr() io.Writer { return &lineAssembler{sink: l.stderr} }
 
 // Size is the total size of the files, in bytes.
-func (l *Log) Size() int64 { return l.tree.Size() }
+func (l *Log) Size() int64 { return l.tree.Size() + l.backlog.size() }
 
 // WriteFile adds a file that is written at once, such as node.json.
 func (l *Log) WriteFile(name string, data []byte) error {
@@ -131,20 +149,61 @@ func (l *Log) WriteFile(name string, data []byte) error {
 // close ends every file, with last as the last message. What is written later
 // is dropped; messages still go to stderr.
 func (l *Log) close(last string) {
-	l.messageMu.Lock()
-	defer l.messageMu.Unlock()
 	l.mu.Lock()
 	streams := l.streams
-	first := !l.closed
-	l.closed = true
+	l.streams = nil
+	if streams != nil {
+		close(l.closed) // those who wait for room give up, and their locks
+	}
 	l.mu.Unlock()
-	if !first {
+	if streams == nil {
 		return
 	}
+	l.messageMu.Lock()
+	defer l.messageMu.Unlock()
 	l.print(last)
 	for _, s := range streams {
 		s.drop()
 	}
+}
+
+// retryFull is how often somebody who waits for room tries again.
+const retryFull = 5 * time.Second
+
+// append adds p to a file. While the tree is full it waits, and has it saved,
+// since that makes room, until end is closed.
+func (l *Log) append(name string, p []byte, end <-chan struct{}) error {
+	for {
+		l.mu.Lock()
+		room := l.room
+		l.mu.Unlock()
+		err := l.tree.Append(name, p)
+		if !errors.Is(err, ErrFull) {
+			return err
+		}
+		poke(l.saver.needed)
+		t := time.NewTimer(retryFull)
+		select {
+		case <-t.C:
+		case <-room:
+			t.Stop()
+		case <-end:
+			t.Stop()
+			return err
+		}
+	}
+}
+
+// marshal flushes the tree, and wakes those who wait for room.
+func (l *Log) marshal(ctx context.Context) (string, error) {
+	manifest, err := l.tree.MarshalManifest(ctx)
+	if err == nil {
+		l.mu.Lock()
+		close(l.room)
+		l.room = make(chan struct{})
+		l.mu.Unlock()
+	}
+	return manifest, err
 }
 
 // messageSink writes stamped messages to stderr, below the container's UUID.

@@ -54,9 +54,13 @@ type saver struct {
 	to     Saver
 	name   string
 	policy policy
-	wanted chan struct{} // a save was asked for
-	end    sync.Once
-	ended  chan struct{} // closed by Final
+	wanted chan struct{} // an operator asks for a save
+	needed chan struct{} // a writer waits for the room a save makes
+
+	end      sync.Once
+	ended    chan struct{} // closed when Final begins
+	finish   sync.Once
+	finished chan struct{} // closed when Final is over
 
 	turn chan struct{} // holds a token while nobody saves; guards uuid
 	uuid string        // of the collection, once there is one
@@ -68,8 +72,11 @@ func newSaver(c Config) *saver {
 		name:   "logs for " + c.UUID,
 		policy: policy{period: c.Period, growth: c.Growth},
 		wanted: make(chan struct{}, 1),
-		ended:  make(chan struct{}),
+		needed: make(chan struct{}, 1),
 		turn:   make(chan struct{}, 1),
+
+		ended:    make(chan struct{}),
+		finished: make(chan struct{}),
 	}
 	if s.policy.period <= 0 {
 		s.policy.period = defaultPeriod
@@ -113,7 +120,7 @@ func (l *Log) Run(ctx context.Context) {
 	tick := time.NewTicker(p.checkEvery())
 	defer tick.Stop()
 	for {
-		asked := false
+		asked, needed := false, false
 		select {
 		case <-ctx.Done():
 			return
@@ -121,10 +128,12 @@ func (l *Log) Run(ctx context.Context) {
 			return
 		case <-s.wanted:
 			asked = true
+		case <-s.needed:
+			needed = true
 		case <-tick.C:
 		}
-		now, size := time.Now(), l.tree.Size()
-		if !p.due(now, size, asked) {
+		now, size := time.Now(), l.Size()
+		if !p.due(now, size, asked) && !needed {
 			continue
 		}
 		p.saved(now, size)
@@ -136,10 +145,12 @@ func (l *Log) Run(ctx context.Context) {
 
 // SaveSoon makes Run save at once if the log has changed. It does not wait, and
 // may be called from a signal handler's goroutine.
-func (l *Log) SaveSoon() {
+func (l *Log) SaveSoon() { poke(l.saver.wanted) }
+
+func poke(c chan<- struct{}) {
 	select {
-	case l.saver.wanted <- struct{}{}:
-	default: // one is waiting already
+	case c <- struct{}{}:
+	default: // somebody has done so already
 	}
 }
 
@@ -181,10 +192,18 @@ func (l *Log) Final(ctx context.Context, state string) (pdh string, err error) {
 	l.close(state)
 	s := l.saver
 	s.end.Do(func() { close(s.ended) })
+	defer s.finish.Do(func() { close(s.finished) })
 	if err := s.takeTurn(ctx); err != nil {
 		return "", err
 	}
 	defer s.giveTurn()
+	if !l.backlog.wait() {
+		// The last messages are worth an attempt to make room for them. Its
+		// error is met again below.
+		if _, err := l.marshal(ctx); err == nil {
+			l.backlog.wait()
+		}
+	}
 	return l.save(ctx, true)
 }
 
@@ -224,7 +243,7 @@ func (l *Log) save(ctx context.Context, final bool) (string, error) {
 		at := time.Now().UTC().Add(trashAfter)
 		r.Collection.TrashAt, r.Collection.DeleteAt = &at, &at
 	}
-	manifest, flushErr := l.tree.MarshalManifest(ctx)
+	manifest, flushErr := l.marshal(ctx)
 	if flushErr != nil {
 		flushErr = fmt.Errorf("write log data to Keep: %w", flushErr)
 		if s.uuid == "" {

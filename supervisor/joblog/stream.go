@@ -23,7 +23,7 @@ type StreamOptions struct {
 // up, so that memory stays bounded and nothing is lost.
 type Stream struct {
 	name  string
-	tree  Tree
+	put   func([]byte) error // into the tree
 	tee   io.Writer
 	copy  io.Writer
 	stamp *stamper
@@ -45,7 +45,7 @@ const (
 func (l *Log) Stream(name string, o StreamOptions) (*Stream, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed {
+	if l.streams == nil {
 		return nil, fmt.Errorf("log file %s: %w", name, ErrClosed)
 	}
 	if l.streams[name] != nil {
@@ -54,7 +54,8 @@ func (l *Log) Stream(name string, o StreamOptions) (*Stream, error) {
 	if err := l.tree.Append(name, nil); err != nil {
 		return nil, fmt.Errorf("create log file %s: %w", name, err)
 	}
-	s := &Stream{name: name, tree: l.tree, tee: o.Tee, copy: o.Mirror}
+	s := &Stream{name: name, tee: o.Tee, copy: o.Mirror}
+	s.put = func(p []byte) error { return l.append(name, p, l.closed) }
 	if o.Stamp {
 		s.stamp = &stamper{now: l.now}
 	}
@@ -102,7 +103,7 @@ func (s *Stream) append(p []byte) error {
 	if s.copy != nil {
 		s.copy.Write(p) //nolint:errcheck // see StreamOptions
 	}
-	return s.tree.Append(s.name, p)
+	return s.put(p)
 }
 
 // Close ends the stream and returns the first error it has met. Nothing is
