@@ -34,9 +34,10 @@ type Site struct {
 	RuntimeDir string
 	// LockDir holds the run locks and the list of prices.
 	LockDir string
-	// CgroupBase is the control group below which containers get theirs, as a
-	// path below the hierarchy's mount point; "" means /crunch-run, or with
-	// systemd a scope in crunch-run.slice.
+	// CgroupBase is the control group below which containers get theirs: an
+	// absolute path is below the hierarchy's mount point, a relative one below
+	// the supervisor's own group in each hierarchy; "" means /crunch-run, or
+	// with systemd a scope in crunch-run.slice.
 	CgroupBase string
 	// Network is what a container gets when it gets a network: NetworkBridge,
 	// NetworkHost, NetworkNone or "cni:NAME".
@@ -90,10 +91,10 @@ var settings = []setting{
 	dirSetting("runtime-dir", "directory for the state of running containers", "/run/crunch-run", func(s *Site) *string { return &s.RuntimeDir }),
 	dirSetting("lock-dir", "directory of the run locks; dispatchers expect the default", "/var/lock", func(s *Site) *string { return &s.LockDir }),
 	{
-		"cgroup-base", "control group for containers, a path below the hierarchy's mount point; empty: /crunch-run, or crunch-run.slice with systemd", "",
+		"cgroup-base", "control group for containers, a path below the hierarchy's mount point, or if relative below the supervisor's own group; empty: /crunch-run, or crunch-run.slice with systemd", "",
 		func(s *Site, text string) error {
-			if text != "" && (!filepath.IsAbs(text) || filepath.Clean(text) != text || text == "/") {
-				return errors.New("must be empty or a clean absolute path below the hierarchy's mount point, such as /batch/containers")
+			if text != "" && (filepath.Clean(text) != text || text == "/" || !filepath.IsAbs(text) && !filepath.IsLocal(text) || text == ".") {
+				return errors.New("must be empty or a clean path: /batch/containers is below the hierarchy's mount point, containers below the supervisor's own group")
 			}
 			s.CgroupBase = text
 			return nil
