@@ -311,9 +311,7 @@ func (v vector) run(t *testing.T) {
 	manifest, err := Run(t.Context(), Config{
 		Mounts: v.Mounts, SecretMounts: v.SecretMounts, OutputPath: v.OutputPath, OutputGlob: v.OutputGlob,
 		HostDir: dir, Collections: manifests(v.Collections), Log: log,
-		Live: func(_ context.Context, target string) (*keep.Collection, error) {
-			return manifests(v.LiveCollections).OpenCollection(nil, target)
-		},
+		Live: manifests(v.LiveCollections).OpenCollection,
 	}, out)
 	if got := strings.Join(log.list, "\n"); v.Expect.Log != nil && got != strings.Join(v.Expect.Log, "\n") {
 		t.Errorf("log\n%s\nwant\n%s", got, strings.Join(v.Expect.Log, "\n"))

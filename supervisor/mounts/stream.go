@@ -71,6 +71,7 @@ func (p *Plan) CreateOutputFile(file *OutputFile) (*os.File, error) {
 	defer out.Close()
 	if dir := path.Dir(file.Path); dir != "." {
 		if err := out.MkdirAll(dir, outputDirMode); err != nil {
+			//lint:ignore ST1005 operators search for the reference's texts
 			return nil, fmt.Errorf("While MkdirAll %q: %w", dir, err)
 		}
 	}
@@ -81,6 +82,7 @@ func (p *Plan) CreateOutputFile(file *OutputFile) (*os.File, error) {
 	}
 	f, err := out.OpenFile(file.Path, flags, 0o666)
 	if err != nil {
+		//lint:ignore ST1005 operators search for the reference's texts
 		return nil, fmt.Errorf("While creating file %q: %w", file.Path, err)
 	}
 	return f, nil

@@ -77,6 +77,9 @@ func (p *planner) add(t target) error {
 	if inOutput && !slices.Contains(belowOutputKinds, t.Kind) {
 		return fmt.Errorf("only mount points of kind 'collection', 'text' or 'json' are supported underneath the output_path for %q, was %q", t.given, t.Kind)
 	}
+	if slices.Contains(withoutEffect, t.Kind) {
+		return nil
+	}
 	if err := p.checkTarget(t); err != nil {
 		return err
 	}
@@ -94,9 +97,7 @@ func (p *planner) add(t target) error {
 	case "json", "text":
 		return p.addText(t, rel, inOutput)
 	}
-	if !slices.Contains(withoutEffect, t.Kind) {
-		p.warn("mount %q is ignored: unknown kind %q", t.given, t.Kind)
-	}
+	p.warn("mount %q is ignored: unknown kind %q", t.given, t.Kind)
 	return nil
 }
 
