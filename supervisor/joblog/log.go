@@ -100,7 +100,7 @@ func New(c Config) (*Log, error) {
 		return nil, err
 	}
 	// Messages are given up later than everything else: see Final.
-	l.backlog.put = func(p []byte) error { return l.append(Messages, p, l.saver.finished) }
+	l.backlog.put = func(p []byte) error { return l.append(Messages, p, l.saver.finished, nil) }
 	l.backlog.end = l.closed
 	l.messages.put = func(p []byte) error { l.backlog.add(p); return nil }
 	return l, nil
@@ -171,8 +171,8 @@ func (l *Log) close(last string) {
 const retryFull = 5 * time.Second
 
 // append adds p to a file. While the tree is full it waits, and has it saved,
-// since that makes room, until end is closed.
-func (l *Log) append(name string, p []byte, end <-chan struct{}) error {
+// since that makes room, until one of the channels is closed.
+func (l *Log) append(name string, p []byte, end, closing <-chan struct{}) error {
 	for {
 		l.mu.Lock()
 		room := l.room
@@ -188,6 +188,9 @@ func (l *Log) append(name string, p []byte, end <-chan struct{}) error {
 		case <-room:
 			t.Stop()
 		case <-end:
+			t.Stop()
+			return err
+		case <-closing:
 			t.Stop()
 			return err
 		}

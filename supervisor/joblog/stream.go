@@ -28,6 +28,9 @@ type Stream struct {
 	copy  io.Writer
 	stamp *stamper
 
+	end     sync.Once
+	closing chan struct{} // closed by Close
+
 	mu     sync.Mutex
 	state  streamState
 	failed error
@@ -54,8 +57,8 @@ func (l *Log) Stream(name string, o StreamOptions) (*Stream, error) {
 	if err := l.tree.Append(name, nil); err != nil {
 		return nil, fmt.Errorf("create log file %s: %w", name, err)
 	}
-	s := &Stream{name: name, tee: o.Tee, copy: o.Mirror}
-	s.put = func(p []byte) error { return l.append(name, p, l.closed) }
+	s := &Stream{name: name, tee: o.Tee, copy: o.Mirror, closing: make(chan struct{})}
+	s.put = func(p []byte) error { return l.append(name, p, l.closed, s.closing) }
 	if o.Stamp {
 		s.stamp = &stamper{now: l.now}
 	}
@@ -106,9 +109,10 @@ func (s *Stream) append(p []byte) error {
 	return s.put(p)
 }
 
-// Close ends the stream and returns the first error it has met. Nothing is
-// flushed: the next save does that.
+// Close ends the stream and returns the first error it has met. A Write that
+// waits for room gives up. Nothing is flushed: the next save does that.
 func (s *Stream) Close() error {
+	s.end.Do(func() { close(s.closing) })
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.state == streamOpen {

@@ -127,3 +127,24 @@ func TestFinalReleasesWriters(t *testing.T) {
 		<-messages
 	})
 }
+
+// Whoever cannot wait for Keep any longer closes the stream.
+func TestCloseReleasesWriter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, tree, _, _ := newTestLog(t, Config{})
+		out, err := l.Stream("stdout.txt", StreamOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tree.set(func() { tree.full = true })
+		written := make(chan error, 1)
+		go func() { _, err := io.WriteString(out, "x"); written <- err }()
+		synctest.Wait()
+		if err := out.Close(); !errors.Is(err, ErrFull) {
+			t.Errorf("close: %v", err)
+		}
+		if err := <-written; !errors.Is(err, ErrFull) {
+			t.Errorf("write: %v", err)
+		}
+	})
+}

@@ -3,7 +3,9 @@ package nodeinfo
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"regexp"
 	"strings"
@@ -93,6 +95,44 @@ func TestRecordJSON(t *testing.T) {
 	for _, bad := range []string{"[]", "{", "1"} {
 		if _, err := RecordJSON("zzzzz-dz642-s2zuqk7ijbnfxqh", []byte(bad)); err == nil {
 			t.Errorf("%q is taken for a record", bad)
+		}
+	}
+}
+
+// The text has the length it had in the log collections of real runs.
+func TestRecordJSONOfRealRuns(t *testing.T) {
+	size := regexp.MustCompile(` \d+:(\d+):container\.json`)
+	for _, name := range []string{"run-basic", "run-exit3", "run-sigterm", "run-badcommand", "run-tunnel"} {
+		data, err := os.ReadFile("../../testdata/spec/captures/" + name + ".json")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var captured struct {
+			Exchanges []struct {
+				Request  struct{ Path string }
+				Response struct{ Body json.RawMessage }
+			}
+		}
+		if err := json.Unmarshal(data, &captured); err != nil {
+			t.Fatal(err)
+		}
+		found := false
+		for _, e := range captured.Exchanges {
+			var list struct{ Items []json.RawMessage }
+			if !strings.HasPrefix(e.Request.Path, "/arvados/v1/containers?filters=") || json.Unmarshal(e.Response.Body, &list) != nil || len(list.Items) != 1 {
+				continue
+			}
+			found = true
+			text, err := RecordJSON(name, list.Items[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want := string(size.FindSubmatch(data)[1]); fmt.Sprint(len(text)) != want {
+				t.Errorf("%s: %d bytes, want %s", name, len(text), want)
+			}
+		}
+		if !found {
+			t.Errorf("%s: no container list", name)
 		}
 	}
 }
