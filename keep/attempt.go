@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"regexp"
 	"strings"
@@ -88,24 +89,14 @@ func (c *Client) do(ctx context.Context, a attempt, read func(*http.Response) er
 	fail := func(err error) *ServiceError {
 		return &ServiceError{URL: a.service.URL, Err: c.cause(ctx, err)}
 	}
-	req, err := http.NewRequestWithContext(context.WithValue(ctx, roundKey{}, a.round.number), a.method, strings.TrimRight(a.service.URL, "/")+"/"+a.path, nil)
-	if err != nil {
-		return fail(err)
+	resp, reused, err := c.send(ctx, client, a, &sent, dog)
+	if err != nil && reused && ctx.Err() == nil {
+		// Most likely the server had closed the connection while it was in the
+		// pool, which says nothing about the server. The transport itself
+		// repeats only requests of which it has sent nothing yet.
+		client.CloseIdleConnections()
+		resp, _, err = c.send(ctx, client, a, &sent, dog)
 	}
-	if a.header != nil {
-		req.Header = a.header.Clone()
-	}
-	req.Header.Set("Authorization", "Bearer "+c.cfg.Token)
-	req.Header.Set("X-Request-Id", c.cfg.RequestID())
-	if len(a.body) > 0 {
-		req.ContentLength = int64(len(a.body))
-		req.Body = sent.reader(a.body, dog)
-		// To store a block twice does no harm, so the transport may repeat the
-		// request when a pooled connection turns out to be dead.
-		req.GetBody = func() (io.ReadCloser, error) { return sent.reader(a.body, dog), nil }
-		req.Header["Idempotency-Key"] = []string{}
-	}
-	resp, err := client.Do(req)
 	if err != nil {
 		return fail(err)
 	}
@@ -126,6 +117,30 @@ func (c *Client) do(ctx context.Context, a attempt, read func(*http.Response) er
 		Status: resp.StatusCode,
 		Body:   c.redact(strings.TrimSpace(string(text))),
 	}
+}
+
+// send sends the request once and tells whether it went over a connection that
+// had been used before.
+func (c *Client) send(ctx context.Context, client *http.Client, a attempt, sent *sentBodies, dog *watchdog) (resp *http.Response, reused bool, err error) {
+	ctx = context.WithValue(ctx, roundKey{}, a.round.number)
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn: func(info httptrace.GotConnInfo) { reused = info.Reused },
+	})
+	req, err := http.NewRequestWithContext(ctx, a.method, strings.TrimRight(a.service.URL, "/")+"/"+a.path, nil)
+	if err != nil {
+		return nil, false, err
+	}
+	if a.header != nil {
+		req.Header = a.header.Clone()
+	}
+	req.Header.Set("Authorization", "Bearer "+c.cfg.Token)
+	req.Header.Set("X-Request-Id", c.cfg.RequestID())
+	if len(a.body) > 0 {
+		req.ContentLength = int64(len(a.body))
+		req.Body = sent.reader(a.body, dog)
+	}
+	resp, err = client.Do(req)
+	return resp, reused, err
 }
 
 // cause makes an error fit to be shown: what ended the context instead of the

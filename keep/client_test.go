@@ -7,6 +7,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -639,5 +642,84 @@ func TestServiceCache(t *testing.T) {
 	}))
 	if _, err := cache.KeepServices(ctx); !errors.Is(err, fail) || !errors.Is(err, context.Canceled) {
 		t.Error(err)
+	}
+}
+
+// A server may refuse before it has read the block. WriteBlock's caller is free
+// to use the buffer again as soon as it returns, which the race detector checks.
+func TestClientWriteRefusedEarly(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Connection", "close")
+		http.Error(w, "insufficient storage", http.StatusInsufficientStorage)
+	}))
+	defer srv.Close()
+	client := keeptest.NewClient(t, nil, keep.Service{URL: srv.URL, Type: "disk"})
+	data := make([]byte, 16<<20)
+	for i := range 3 {
+		if _, err := client.WriteBlock(t.Context(), data, keep.WriteOptions{}); err == nil {
+			t.Fatal("no error")
+		}
+		for j := range data {
+			data[j] = byte(i)
+		}
+	}
+}
+
+// A pooled connection that the server has closed meanwhile costs no retry.
+func TestClientStaleConnection(t *testing.T) {
+	store := &keeptest.Server{}
+	srv := httptest.NewServer(store)
+	defer srv.Close()
+	client := keeptest.NewClient(t, func(cfg *keep.ClientConfig) { cfg.Retries = -1 }, keep.Service{URL: srv.URL, Type: "disk"})
+	for i := range 20 {
+		loc, err := client.WriteBlock(t.Context(), []byte{byte(i)}, keep.WriteOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		srv.CloseClientConnections()
+		if _, err := client.ReadBlock(t.Context(), loc); err != nil {
+			t.Fatal(err)
+		}
+		srv.CloseClientConnections()
+	}
+}
+
+func TestClientTLS(t *testing.T) {
+	srv := httptest.NewUnstartedServer(&keeptest.Server{})
+	srv.Config.ErrorLog = log.New(io.Discard, "", 0) // the refused handshake
+	srv.StartTLS()
+	defer srv.Close()
+	for _, insecure := range []bool{true, false} {
+		client := keeptest.NewClient(t, func(cfg *keep.ClientConfig) { cfg.InsecureTLS = insecure }, keep.Service{URL: srv.URL, Type: "disk"})
+		_, err := client.WriteBlock(t.Context(), []byte("x"), keep.WriteOptions{})
+		if (err == nil) != insecure {
+			t.Errorf("InsecureTLS %v: %v", insecure, err)
+		}
+		client.Close()
+	}
+}
+
+func TestClientClose(t *testing.T) {
+	data := []byte("x")
+	list, services := servers(t, 1, data)
+	loc := list[0].Put(data)
+	client := keeptest.NewClient(t, nil, services...)
+	reading := make(chan struct{})
+	list[0].Inject(1, func(s *keeptest.Server, w http.ResponseWriter, r *http.Request) bool {
+		close(reading)
+		return keeptest.Hang(s, w, r)
+	})
+	done := make(chan error)
+	go func() {
+		_, err := client.ReadBlock(context.Background(), loc)
+		done <- err
+	}()
+	<-reading
+	client.Close()
+	if err := <-done; err == nil {
+		t.Error("read succeeded")
+	}
+	if _, err := client.ReadBlock(t.Context(), loc); !errors.Is(err, fs.ErrClosed) {
+		t.Errorf("read after Close: %v", err)
 	}
 }

@@ -36,7 +36,7 @@ func (e *WriteError) Error() string {
 		if s.Err != nil {
 			text = s.Err.Error()
 		}
-		text = s.URL + ": " + text
+		text = s.URL + ": " + strings.Join(strings.Fields(text), " ")
 		if len(text) > most {
 			text = text[:most]
 		}

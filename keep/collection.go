@@ -20,7 +20,8 @@ import (
 // collection that was written to must be closed.
 type Collection struct {
 	blocks    BlockReader
-	blockSize int // MaxBlockSize, less in tests
+	writer    BlockWriter // nil if blocks is none
+	blockSize int         // MaxBlockSize, less in tests
 
 	// marshalMu makes flushes follow each other: two at once would only store
 	// the same data twice. It is taken before mu.
@@ -57,6 +58,7 @@ func NewCollection(manifest string, blocks BlockReader) (*Collection, error) {
 		mtime:     time.Now(),
 		slots:     make(chan struct{}, maxUploads),
 	}
+	c.writer, _ = blocks.(BlockWriter)
 	if err := parseManifest(c.root, manifest); err != nil {
 		return nil, err
 	}

@@ -66,7 +66,7 @@ func (c *Collection) openFile(name string, flag int) (*File, error) {
 	if flag&os.O_SYNC != 0 || flag&os.O_TRUNC != 0 && !writable {
 		return nil, syscall.EINVAL
 	}
-	if _, ok := c.blocks.(BlockWriter); writable && !ok {
+	if writable && c.writer == nil {
 		return nil, ErrNoWriter
 	}
 	c.mu.Lock()

@@ -368,3 +368,38 @@ func TestManifestErrors(t *testing.T) {
 		}
 	}
 }
+
+func TestRefreshSignatures(t *testing.T) {
+	sign := func(text string, unix int64) string {
+		return signer.SignManifest(text, "token", time.Unix(unix, 0))
+	}
+	c := newCollection(t, sign(sample, 1000), newMemStore(), 0)
+	for _, tc := range []struct{ refresh, want string }{
+		{sign(sample, 2000), sign(sample, 2000)},
+		{sign(sample, 1500), sign(sample, 2000)},
+		{sample, sign(sample, 2000)},
+		{"any text", sign(sample, 2000)},
+		{sign(". 37b51d194a7513e45b56f6524f2d51f2+3 acbd18db4cc2f85cedef654fccc4a4d8+4 0:1:other\n", 3000), sign(sample, 2000)},
+		{sign(". acbd18db4cc2f85cedef654fccc4a4d8+3 0:1:other\n", 3000), sign(sample, 3000)},
+	} {
+		c.RefreshSignatures(tc.refresh)
+		got := marshal(t, c)
+		// The placeholder of an empty directory needs no signature.
+		want := strings.Replace(tc.want, tc.want[strings.Index(tc.want, "d41d8"):strings.Index(tc.want, " 0:0:\\056")], "d41d8cd98f00b204e9800998ecf8427e+0", 1)
+		if got != want {
+			t.Errorf("refreshed with %q: %q, want %q", tc.refresh, got, want)
+		}
+	}
+}
+
+func TestSplicePendingWithoutWriter(t *testing.T) {
+	src := newCollection(t, "", newMemStore(), 0)
+	writeFile(t, src, "f", []byte("abc"))
+	dst := newCollection(t, "", nil, 0)
+	if err := dst.Splice("f", src, "f"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := dst.MarshalManifest(t.Context()); !errors.Is(err, keep.ErrNoWriter) {
+		t.Error(err)
+	}
+}

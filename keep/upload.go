@@ -44,10 +44,7 @@ func (c *Collection) upload(ctx context.Context, src *source) {
 	c.uploads.Add(1)
 	go func() {
 		defer c.uploads.Done()
-		loc, err := c.blocks.(BlockWriter).WriteBlock(c.ctx, src.data, opts)
-		if err == nil && loc.Size() != src.size {
-			err = fmt.Errorf("store returned a locator of %d bytes for a block of %d", loc.Size(), src.size)
-		}
+		loc, err := c.writeBlock(src.data, opts)
 		<-c.slots
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -64,6 +61,18 @@ func (c *Collection) upload(ctx context.Context, src *source) {
 		}
 		c.release(src)
 	}()
+}
+
+func (c *Collection) writeBlock(data []byte, opts WriteOptions) (Locator, error) {
+	if c.writer == nil {
+		// Data spliced from another collection can come this far.
+		return Locator{}, ErrNoWriter
+	}
+	loc, err := c.writer.WriteBlock(c.ctx, data, opts)
+	if err == nil && loc.Size() != int64(len(data)) {
+		err = fmt.Errorf("store returned a locator of %d bytes for a block of %d", loc.Size(), len(data))
+	}
+	return loc, err
 }
 
 // unclaim gives up an upload that never began.
