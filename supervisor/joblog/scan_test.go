@@ -30,6 +30,16 @@ func TestMountScannerVectors(t *testing.T) {
 	}
 }
 
+// Of the lines with the same pattern the first counts, whatever follows it.
+func TestMountScannerTakesTheFirst(t *testing.T) {
+	detail := ""
+	s := MountScanner{Report: func(_, line string) { detail = line }}
+	io.WriteString(&s, "Keep write error 1\nKeep write error 2\nBlock not found error\n")
+	if detail != "Keep write error 1" {
+		t.Errorf("reported %q", detail)
+	}
+}
+
 // A process that never ends its line must not fill the memory.
 func TestMountScannerOverlongLine(t *testing.T) {
 	detail := ""
@@ -116,6 +126,11 @@ func TestKeepstoreFilterEnd(t *testing.T) {
 	io.WriteString(&f, " fish")
 	if err := f.Close(); err != nil || out.String() != "panic: out of fish" {
 		t.Errorf("kept %q, %v", out.String(), err)
+	}
+	out.Reset()
+	io.WriteString(&f, `{"msg":"response","respStatusCode":199}`+"\n")
+	if out.Len() == 0 {
+		t.Error("status 199 is not a success")
 	}
 	long := "{" + strings.Repeat("y", 3*maxLine) + "\n"
 	out.Reset()
