@@ -3,18 +3,19 @@ package supervisor
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
+
+	"crunch-oci/supervisor/nodeinfo"
 )
 
 // describeHost adds the files that say where and as what the container runs:
 // node-info.txt, node.json and container.json (spec: logs-and-stats section 9).
 func (r *run) describeHost(ctx context.Context) error {
-	info, err := r.NodeInfo(ctx)
-	if err != nil {
+	var info bytes.Buffer
+	if err := nodeinfo.WriteNode(ctx, &info, r.TempDir); err != nil {
 		return fmt.Errorf("describe host: %w", err)
 	}
-	if err := r.Log.WriteFile("node-info.txt", info); err != nil {
+	if err := r.Log.WriteFile("node-info.txt", info.Bytes()); err != nil {
 		return fmt.Errorf("describe host: %w", err)
 	}
 	if r.NodeJSON != nil {
@@ -26,25 +27,9 @@ func (r *run) describeHost(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("fetch container record for the log: %w", err)
 	}
-	text, err := indentRecord(record)
+	text, err := nodeinfo.RecordJSON(r.UUID, record)
 	if err != nil {
-		return fmt.Errorf("container record for the log: %w", err)
+		return err
 	}
 	return r.Log.WriteFile("container.json", text)
-}
-
-// indentRecord writes a record for people: four spaces, keys sorted, numbers as
-// they are (a priority does not fit a float).
-func indentRecord(record json.RawMessage) ([]byte, error) {
-	dec := json.NewDecoder(bytes.NewReader(record))
-	dec.UseNumber()
-	var v any
-	if err := dec.Decode(&v); err != nil {
-		return nil, err
-	}
-	text, err := json.MarshalIndent(v, "", "    ")
-	if err != nil {
-		return nil, err
-	}
-	return append(text, '\n'), nil
 }

@@ -56,8 +56,8 @@ type Supervisor struct {
 	CABundle string
 	// HourlyPrice of the instance, for the record's cost.
 	HourlyPrice float64
-	// NodeInfo makes the text of node-info.txt.
-	NodeInfo func(ctx context.Context) ([]byte, error)
+	// TempDir is where the node keeps temporary files, for node-info.txt.
+	TempDir string
 	// NodeJSON is the content of node.json; nil: no such file.
 	NodeJSON []byte
 	// StatsInterval is the time between two lines of statistics of a kind.

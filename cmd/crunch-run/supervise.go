@@ -20,7 +20,7 @@ import (
 
 // runSupervisor is the reference's command line: run one container.
 func runSupervisor(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	program := config.Program{Name: args[0], Version: programVersion(), ClusterConfig: os.Getenv("ARVADOS_CONFIG")}
+	program := config.Program{Name: args[0], Version: version, ClusterConfig: os.Getenv("ARVADOS_CONFIG")}
 	flags, exit := config.ParseFlags(program, args[1:], stdout, stderr)
 	if exit != nil {
 		return exit.Code

@@ -113,7 +113,7 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 		APIEnv:        j.apiEnv(),
 		CABundle:      j.caBundle(),
 		HourlyPrice:   hourlyPrice(j.Env.InstanceType),
-		NodeInfo:      nodeInfo(j.Env.TempDir),
+		TempDir:       j.Env.TempDir,
 		StatsInterval: j.Flags.CrunchstatInterval,
 		MarkBroken:    j.markBroken(log),
 		Observer:      j.Observer,
