@@ -39,8 +39,8 @@ type collection struct {
 	// lock is a mutex that can be waited for with a context. It is held while
 	// the record is read; others wait for the result.
 	lock    chan struct{}
-	tried   atomic.Int64 // Unix nanoseconds of the latest attempt
-	fetched atomic.Int64 // and of the latest that succeeded
+	fetched atomic.Int64 // Unix nanoseconds of when the record was read
+	tried   atomic.Int64 // and of the latest attempt to read it again
 }
 
 // snapshot is one content of a collection.
@@ -117,9 +117,7 @@ func (s *server) load(ctx context.Context, id string, pdh bool) (*collection, er
 		return nil, err
 	}
 	c := &collection{id: id, pdh: pdh, lock: make(chan struct{}, 1)}
-	now := time.Now().UnixNano()
-	c.tried.Store(now)
-	c.fetched.Store(now)
+	c.fetched.Store(time.Now().UnixNano())
 	c.node = s.nodes.add(region{coll: c})
 	s.show(c, data, t)
 	return c, nil
@@ -172,37 +170,57 @@ func since(unixNano *atomic.Int64) time.Duration {
 
 // freshen makes sure that what c shows is not too old. A collection named by
 // UUID is read again when RefreshTime has passed; if that fails, what was there
-// stays. For one named by portable data hash only signatures grow old. They are
-// replaced in the background while the old ones still work, or at once if they
-// do not.
+// stays. For one named by portable data hash only signatures grow old, and they
+// are replaced in the background while the old ones still work.
 func (s *server) freshen(ctx context.Context, c *collection) {
 	switch {
 	case !c.pdh:
-		if since(&c.fetched) > s.opts.RefreshTime {
-			_ = s.refresh(ctx, c, s.opts.RefreshTime)
+		if old := func() bool { return since(&c.fetched) > s.opts.RefreshTime }; old() {
+			_ = s.refresh(ctx, c, min(s.pause(), s.opts.RefreshTime), old)
 		}
-	case since(&c.fetched) > s.ttl/2 && since(&c.tried) > s.pause():
-		s.background(func(ctx context.Context) { _ = s.refresh(ctx, c, s.ttl/2) })
+	default:
+		old := func() bool { return since(&c.fetched) > s.ttl/2 }
+		if old() && since(&c.tried) > s.pause() {
+			s.background(func(ctx context.Context) { _ = s.refresh(ctx, c, s.pause(), old) })
+		}
 	}
 }
 
-// pause is the least time between two attempts.
+// locators returns the manifest to read blocks with. If its signatures are at
+// their end, the caller waits for newer ones; without success the old ones are
+// still worth a try, because clocks differ.
+func (s *server) locators(ctx context.Context, snap *snapshot) *signed {
+	data := snap.files.Load()
+	if !data.expiry.IsZero() && time.Until(data.expiry) < expiresSoon {
+		_ = s.renew(ctx, snap, data)
+	}
+	return snap.files.Load()
+}
+
+// renew makes sure that old is not what snap's blocks are read with any more.
+func (s *server) renew(ctx context.Context, snap *snapshot, old *signed) error {
+	return s.refresh(ctx, snap.coll, s.pause(), func() bool { return snap.files.Load() == old })
+}
+
+// pause is the least time between two attempts to read a record again.
 func (s *server) pause() time.Duration { return min(refreshPause, s.ttl/4) }
 
-// refresh reads the record again, unless the latest success is not older than
-// maxAge or an attempt was made a moment ago.
-func (s *server) refresh(ctx context.Context, c *collection, maxAge time.Duration) error {
+var errPause = errors.New("the collection record was read a moment ago")
+
+// refresh reads the record again if that is needed and was not tried within the
+// last pause.
+func (s *server) refresh(ctx context.Context, c *collection, pause time.Duration, needed func() bool) error {
 	select {
 	case c.lock <- struct{}{}:
 		defer func() { <-c.lock }()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if since(&c.fetched) <= maxAge {
+	if !needed() {
 		return nil // somebody else was faster
 	}
-	if since(&c.tried) < min(s.pause(), maxAge) {
-		return errors.New("the collection record could not be read a moment ago")
+	if since(&c.tried) < pause {
+		return errPause
 	}
 	c.tried.Store(time.Now().UnixNano())
 	data, err := s.fetch(ctx, c.id, c.pdh)
@@ -224,18 +242,6 @@ func (s *server) refresh(ctx context.Context, c *collection, maxAge time.Duratio
 	}
 	s.show(c, data, t)
 	return nil
-}
-
-// locators returns the manifest to read blocks with. If its signatures are at
-// their end, the caller waits for newer ones; without success the old ones are
-// still worth a try, because clocks differ.
-func (s *server) locators(ctx context.Context, snap *snapshot) *signed {
-	data := snap.files.Load()
-	if data.expiry.IsZero() || time.Until(data.expiry) > expiresSoon {
-		return data
-	}
-	_ = s.refresh(ctx, snap.coll, s.pause())
-	return snap.files.Load()
 }
 
 // isAbsent tells whether the API server said that there is no such record.

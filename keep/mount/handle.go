@@ -133,15 +133,22 @@ func (s *server) Read(cancel <-chan struct{}, input *fuse.ReadIn, buf []byte) (f
 // new ones.
 func (s *server) readFile(ctx context.Context, h *handle, buf []byte, off int64) error {
 	s.freshen(ctx, h.snap.coll)
-	segs, err := h.locate(s.locators(ctx, h.snap))
+	data := s.locators(ctx, h.snap)
+	err := s.readWith(ctx, data, h, buf, off)
+	if err == nil || !refused(err) || s.renew(ctx, h.snap, data) != nil {
+		return err
+	}
+	// The new signatures may turn out to be the old ones.
+	var same *repeatedError
+	if again := s.readWith(ctx, h.snap.files.Load(), h, buf, off); !errors.As(again, &same) {
+		return again
+	}
+	return err
+}
+
+func (s *server) readWith(ctx context.Context, data *signed, h *handle, buf []byte, off int64) error {
+	segs, err := h.locate(data)
 	if err != nil {
-		return err
-	}
-	err = s.reader.read(ctx, segs, buf, off, &h.ahead)
-	if err == nil || !refused(err) || s.refresh(ctx, h.snap.coll, time.Second) != nil {
-		return err
-	}
-	if segs, err = h.locate(h.snap.files.Load()); err != nil {
 		return err
 	}
 	return s.reader.read(ctx, segs, buf, off, &h.ahead)

@@ -17,6 +17,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -45,6 +46,8 @@ func TestMain(m *testing.M) {
 		os.Exit(Command{"keep-mount-test", "1.0", connectTest}.Main(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr))
 	case "parent":
 		os.Exit(parentRole())
+	case "reader":
+		os.Exit(readerRole())
 	}
 }
 
@@ -202,7 +205,8 @@ func (w *world) requests(id string) int {
 // mountCommand is the process that serves the mount.
 func (w *world) mountCommand(args ...string) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe", args...)
-	cmd.Env = append(os.Environ(), roleVar+"=mount", "MOUNT_TEST_KEEP="+w.url, "MOUNT_TEST_API="+w.api)
+	cmd.Env = append(os.Environ(), roleVar+"=mount", "MOUNT_TEST_KEEP="+w.url, "MOUNT_TEST_API="+w.api,
+		"GORACE=atexit_sleep_ms=0")
 	cmd.Dir = "/"
 	cmd.Stderr = w.stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -244,6 +248,9 @@ func (w *world) mountEnv(env []string, args ...string) {
 			_ = w.cmd.Process.Kill()
 			<-w.exited
 		}
+		if strings.Contains(w.stderr.String(), "DATA RACE") || strings.Contains(w.stderr.String(), "panic") {
+			w.t.Errorf("server's log:\n%s", w.stderr)
+		}
 		for unix.Unmount(w.dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) == nil {
 			w.t.Error("server left its mount behind")
 		}
@@ -276,6 +283,16 @@ func (b *lockedBuffer) String() string {
 	return b.buf.String()
 }
 
+// waitLog waits for a line of the server, which comes through a pipe.
+func (w *world) waitLog(line *regexp.Regexp) {
+	w.t.Helper()
+	for start := time.Now(); !line.MatchString(w.stderr.String()); time.Sleep(5 * time.Millisecond) {
+		if time.Since(start) > 20*time.Second {
+			w.t.Fatalf("no line %s in\n%s", line, w.stderr)
+		}
+	}
+}
+
 func waitFor(t testing.TB, what string, cond func() bool) {
 	t.Helper()
 	for start := time.Now(); !cond(); time.Sleep(5 * time.Millisecond) {
@@ -285,4 +302,35 @@ func waitFor(t testing.TB, what string, cond func() bool) {
 	}
 }
 
-func parentRole() int { return 3 }
+// unmount runs --unmount in a process of its own, as the supervisor does.
+func (w *world) unmount(args ...string) (string, error) {
+	cmd := w.mountCommand(append(args, "--unmount", w.dir)...)
+	cmd.Stderr = nil
+	var out []byte
+	var err error
+	forkthread.Do(func() { out, err = cmd.CombinedOutput() })
+	return string(out), err
+}
+
+func (w *world) mounted() bool {
+	w.t.Helper()
+	mounts, err := fuseMounts(w.dir)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return len(mounts) > 0
+}
+
+func newHTTPServer(t testing.TB, h http.Handler) string {
+	hs := httptest.NewServer(h)
+	t.Cleanup(func() {
+		hs.CloseClientConnections()
+		hs.Close()
+	})
+	return hs.URL
+}
+
+func dupFD(f *os.File) (string, error) {
+	fd, err := unix.Dup(int(f.Fd()))
+	return strconv.Itoa(fd), err
+}

@@ -1,0 +1,511 @@
+package mount
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"crunch-oci/internal/forkthread"
+	"crunch-oci/keep"
+)
+
+const logLine = `^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d arvados\.arvados_fuse\[\d+\] ERROR: `
+
+func TestMissingBlock(t *testing.T) {
+	w := newWorld(t)
+	good, lost := w.put([]byte("foobar")), w.put([]byte("lost"))
+	pdh := w.publish(". "+good+" "+lost+" 0:6:good 6:4:lost\n", time.Now().Add(time.Hour))
+	if err := os.Remove(filepath.Join(w.root, lost[:3], lost[:32])); err != nil {
+		t.Fatal(err)
+	}
+	w.mount()
+	if _, err := os.ReadFile(w.path("by_id", pdh, "lost")); !errors.Is(err, syscall.EIO) {
+		t.Errorf("missing block: %v", err)
+	}
+	line := regexp.MustCompile(`(?m)` + logLine + `Block not found error: .*` + lost[:32] + `.*$`)
+	w.waitLog(line)
+	if found := line.FindAllString(w.stderr.String(), -1); len(found) != 1 {
+		t.Errorf("%d lines about the block:\n%s", len(found), w.stderr)
+	}
+	if text, err := os.ReadFile(w.path("by_id", pdh, "good")); err != nil || string(text) != "foobar" {
+		t.Errorf("other file: %q %v", text, err)
+	}
+	noSecrets(t, w)
+}
+
+func TestDamagedBlock(t *testing.T) {
+	w := newWorld(t)
+	loc := w.put([]byte("foobar"))
+	pdh := w.publish(". "+loc+" 0:6:f\n", time.Now().Add(time.Hour))
+	path := filepath.Join(w.root, loc[:3], loc[:32])
+	if err := os.WriteFile(path, []byte("fooBar"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.mount()
+	if _, err := os.ReadFile(w.path("by_id", pdh, "f")); !errors.Is(err, syscall.EIO) {
+		t.Errorf("damaged block: %v", err)
+	}
+	line := regexp.MustCompile(`(?m)` + logLine + `Unhandled exception during FUSE operation: .*$`)
+	w.waitLog(line)
+	// Once it is mended, the file can be read without further ado.
+	if err := os.WriteFile(path, []byte("foobar"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the file to be readable again", func() bool {
+		text, err := os.ReadFile(w.path("by_id", pdh, "f"))
+		return err == nil && string(text) == "foobar"
+	})
+	noSecrets(t, w)
+}
+
+// noSecrets checks that nothing on stderr helps to read blocks.
+func noSecrets(t *testing.T, w *world) {
+	t.Helper()
+	if log := w.stderr.String(); regexp.MustCompile(`[0-9a-f]{40}|secretsecret`).MatchString(log) {
+		t.Errorf("signature or token in the log:\n%s", log)
+	}
+}
+
+// Signatures that have ended, or are about to, are replaced without the reader
+// noticing, also in a file that stays open.
+func TestSignatureRefresh(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.put([]byte("aaa")), w.put([]byte("bbb"))
+	manifest := ". " + a + " " + b + " 0:3:a 3:3:b\n"
+	pdh := w.publish(manifest, time.Now().Add(-time.Minute))
+	w.mount()
+	f, err := os.Open(w.path("by_id", pdh, "b"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	// The first manifest is useless; the next one is good.
+	w.publish(manifest, time.Now().Add(time.Hour))
+	if text, err := os.ReadFile(w.path("by_id", pdh, "a")); err != nil || string(text) != "aaa" {
+		t.Errorf("expired signature: %q %v\n%s", text, err, w.stderr)
+	}
+	if text, err := io.ReadAll(f); err != nil || string(text) != "bbb" {
+		t.Errorf("file opened before: %q %v\n%s", text, err, w.stderr)
+	}
+	if n := w.requests(pdh); n != 2 {
+		t.Errorf("%d API requests, want 2", n)
+	}
+}
+
+// Half way through their life signatures are replaced in the background.
+func TestSignatureRefreshAhead(t *testing.T) {
+	w := newWorld(t)
+	loc := w.put([]byte("aaa"))
+	pdh := w.publish(". "+loc+" 0:1:a 1:1:b 2:1:c\n", time.Now().Add(time.Hour))
+	w.mountEnv([]string{"MOUNT_TEST_TTL=1"})
+	waitFor(t, "a second request", func() bool {
+		if _, err := os.ReadFile(w.path("by_id", pdh, "a")); err != nil {
+			t.Fatal(err)
+		}
+		return w.requests(pdh) > 1
+	})
+	if strings.Contains(w.stderr.String(), "ERROR") {
+		t.Errorf("log:\n%s", w.stderr)
+	}
+}
+
+// A signature that Keep refuses is replaced once, not for ever.
+func TestRefusedSignature(t *testing.T) {
+	w := newWorld(t)
+	loc := w.put([]byte("aaa"))
+	manifest := ". " + loc + " 0:3:a\n"
+	pdh := keep.PortableDataHash(manifest)
+	bad := keep.Signer{Key: "other", TTL: time.Hour}.SignManifest(manifest, token, time.Now().Add(time.Hour))
+	w.answer(pdh, Record{PortableDataHash: pdh, ManifestText: bad})
+	w.mount()
+	for range 3 {
+		if _, err := os.ReadFile(w.path("by_id", pdh, "a")); !errors.Is(err, syscall.EIO) {
+			t.Errorf("refused signature: %v", err)
+		}
+	}
+	w.waitLog(regexp.MustCompile("Block not found error"))
+	if n := w.requests(pdh); n > 3 {
+		t.Errorf("%d API requests", n)
+	}
+	noSecrets(t, w)
+}
+
+// A collection named by UUID follows its record; what is open stays.
+func TestUUIDRefresh(t *testing.T) {
+	w := newWorld(t)
+	uuid := "zzzzz-4zz18-aaaaaaaaaaaaaaa"
+	la, lb := w.put([]byte("old")), w.put([]byte("newer"))
+	publish := func(manifest string) {
+		m := w.signer.SignManifest(manifest, token, time.Now().Add(time.Hour))
+		w.answer(uuid, Record{PortableDataHash: keep.PortableDataHash(manifest), ManifestText: m, ModifiedAt: time.Now()})
+	}
+	publish(". " + la + " 0:3:f 0:3:gone\n./d " + la + " 0:3:x\n")
+	w.mount("--refresh-time", "0.05")
+	top := w.path("by_uuid", uuid)
+	fd, err := unix.Open(top, unix.O_DIRECTORY, 0) // as a bind mount holds it
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	old, err := os.Open(top + "/f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer old.Close()
+	publish(". " + lb + " 0:5:f\n./d " + lb + " 0:5:x\n./e " + lb + " 0:5:y\n")
+	waitFor(t, "the new content", func() bool {
+		text, err := os.ReadFile(top + "/f")
+		return err == nil && string(text) == "newer"
+	})
+	waitFor(t, "a removed file to go", func() bool { return unix.Faccessat(fd, "gone", 0, 0) == unix.ENOENT })
+	for _, p := range []string{"/d/x", "/e/y"} {
+		if text, err := os.ReadFile(top + p); err != nil || string(text) != "newer" {
+			t.Errorf("%s: %q %v", p, text, err)
+		}
+	}
+	if text, err := io.ReadAll(old); err != nil || string(text) != "old" {
+		t.Errorf("file opened before: %q %v", text, err)
+	}
+	// While the API server is down, what is known stays.
+	w.answerText(uuid, "503")
+	waitFor(t, "a failed refresh", func() bool {
+		if text, err := os.ReadFile(top + "/f"); err != nil || string(text) != "newer" {
+			t.Fatalf("API down: %q %v", text, err)
+		}
+		return strings.Contains(w.stderr.String(), "cannot be read again")
+	})
+}
+
+// blockedStore is a Keep service whose GETs wait until released.
+func blockedStore(w *world) (release func()) {
+	gate := make(chan struct{})
+	old := w.url
+	hs := newHTTPServer(w.t, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		select {
+		case <-gate:
+			resp, err := http.Get(old + r.URL.Path + "?api_token=" + token)
+			if err != nil {
+				rw.WriteHeader(500)
+				return
+			}
+			defer resp.Body.Close()
+			rw.Header().Set("Content-Length", resp.Header.Get("Content-Length"))
+			_, _ = io.Copy(rw, resp.Body)
+		case <-r.Context().Done():
+		}
+	}))
+	w.url = hs
+	return func() { close(gate) }
+}
+
+// readerRole reads the file in its first argument, tells on stdout that it is
+// about to, and prints what it got. It takes SIGUSR1 without restarting.
+func readerRole() int {
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGUSR1)
+	fd, err := unix.Open(os.Args[1], unix.O_RDONLY, 0)
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	fmt.Println("reading")
+	buf := make([]byte, 100)
+	n, err := unix.Read(fd, buf)
+	fmt.Println(string(buf[:max(n, 0)]), err)
+	return 0
+}
+
+func startReader(t *testing.T, path string) (*exec.Cmd, *bufio.Reader) {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe", path)
+	cmd.Env = append(os.Environ(), roleVar+"=reader")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	forkthread.Do(func() { err = cmd.Start() })
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := bufio.NewReader(out)
+	if line, err := r.ReadString('\n'); line != "reading\n" {
+		t.Fatalf("reader: %q %v", line, err)
+	}
+	return cmd, r
+}
+
+// A reader that waits for Keep can be killed at once; a signal that does not
+// kill it does not disturb its read.
+func TestSignalsToReader(t *testing.T) {
+	w := newWorld(t)
+	loc := w.put([]byte("foobar"))
+	pdh := w.publish(". "+loc+" 0:6:f\n", time.Now().Add(time.Hour))
+	release := blockedStore(w)
+	w.mount()
+	killed, _ := startReader(t, w.path("by_id", pdh, "f"))
+	waitFor(t, "the reader to wait", func() bool { return inFuse(killed.Process.Pid) })
+	if err := killed.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = killed.Wait() // the test would hang here
+
+	patient, out := startReader(t, w.path("by_id", pdh, "f"))
+	waitFor(t, "the reader to wait", func() bool { return inFuse(patient.Process.Pid) })
+	for range 3 {
+		if err := patient.Process.Signal(syscall.SIGUSR1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	release()
+	if line, err := out.ReadString('\n'); line != "foobar <nil>\n" {
+		t.Errorf("reader with signals: %q %v\n%s", line, err, w.stderr)
+	}
+	_ = patient.Wait()
+}
+
+// inFuse tells whether some thread of a process waits for a FUSE server.
+func inFuse(pid int) bool {
+	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stack", pid))
+	for _, f := range files {
+		if text, err := os.ReadFile(f); err == nil && bytes.Contains(text, []byte("fuse_")) {
+			return true
+		}
+	}
+	// Without /proc/PID/stack: the state of some thread is D or the like.
+	files, _ = filepath.Glob(fmt.Sprintf("/proc/%d/task/*/wchan", pid))
+	for _, f := range files {
+		if text, err := os.ReadFile(f); err == nil && (bytes.Contains(text, []byte("fuse")) || bytes.Contains(text, []byte("folio_wait"))) {
+			return true
+		}
+	}
+	return false
+}
+
+// A server that dies leaves ENOTCONN behind, which --unmount clears away.
+func TestServerKilled(t *testing.T) {
+	w := newWorld(t)
+	loc := w.put([]byte("foobar"))
+	pdh := w.publish(". "+loc+" 0:6:f\n", time.Now().Add(time.Hour))
+	w.mount()
+	f, err := os.Open(w.path("by_id", pdh, "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := w.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	<-w.exited
+	if _, err := f.Read(make([]byte, 1)); !errors.Is(err, syscall.ENOTCONN) {
+		t.Errorf("open file: %v", err)
+	}
+	if _, err := os.Stat(w.path("by_id", "x")); !errors.Is(err, syscall.ENOTCONN) {
+		t.Errorf("path: %v", err)
+	}
+	if !w.mounted() {
+		t.Error("the dead mount is gone by itself")
+	}
+	if out, err := w.unmount(); err != nil || out != "" {
+		t.Errorf("--unmount: %v %s", err, out)
+	}
+	if w.mounted() {
+		t.Error("still mounted")
+	}
+	if out, err := w.unmount(); err != nil || out != "" {
+		t.Errorf("--unmount of nothing: %v %s", err, out)
+	}
+}
+
+// --unmount also gets rid of a mount whose server does not answer and that
+// somebody waits for.
+func TestUnmountHungServer(t *testing.T) {
+	w := newWorld(t)
+	loc := w.put([]byte("foobar"))
+	pdh := w.publish(". "+loc+" 0:6:f\n", time.Now().Add(time.Hour))
+	release := blockedStore(w)
+	w.mount()
+	reader, out := startReader(t, w.path("by_id", pdh, "f"))
+	waitFor(t, "the reader to wait", func() bool { return inFuse(reader.Process.Pid) })
+	if err := w.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := w.unmount("--unmount-timeout=8"); err != nil {
+		t.Errorf("--unmount: %v %s", err, text)
+	}
+	if w.mounted() {
+		t.Error("still mounted")
+	}
+	if line, _ := out.ReadString('\n'); !strings.Contains(line, "transport endpoint") && !strings.Contains(line, "connection abort") &&
+		!strings.Contains(line, "input/output error") {
+		t.Errorf("reader got %q", line)
+	}
+	_ = reader.Wait()
+	release()
+	_ = w.cmd.Process.Signal(syscall.SIGCONT)
+	<-w.exited
+	if code := w.cmd.ProcessState.ExitCode(); code != 0 {
+		t.Errorf("server exits with %d:\n%s", code, w.stderr)
+	}
+}
+
+// SIGTERM ends the server at once, mount included, although files are open and
+// a read is under way.
+func TestTerminate(t *testing.T) {
+	w := newWorld(t)
+	loc := w.put([]byte("foobar"))
+	pdh := w.publish(". "+loc+" 0:6:f\n", time.Now().Add(time.Hour))
+	release := blockedStore(w)
+	defer release()
+	w.mount()
+	reader, _ := startReader(t, w.path("by_id", pdh, "f"))
+	waitFor(t, "the reader to wait", func() bool { return inFuse(reader.Process.Pid) })
+	if err := w.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	<-w.exited
+	if w.mounted() || w.cmd.ProcessState.ExitCode() != 0 {
+		t.Errorf("mounted: %v, exit: %v\n%s", w.mounted(), w.cmd.ProcessState, w.stderr)
+	}
+	_ = reader.Wait()
+}
+
+// parentRole stands for the supervisor: in a mount namespace of its own it
+// starts the server in its arguments and then waits to be killed.
+func parentRole() int {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), roleVar+"=mount", ReadyFD+"=3")
+	cmd.Stderr = os.Stderr
+	cmd.ExtraFiles = []*os.File{os.Stdout}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	var err error
+	forkthread.Do(func() { err = cmd.Start() })
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	fmt.Println("pid", cmd.Process.Pid)
+	select {}
+}
+
+// When the parent dies, the server dies with it, and no mount is left anywhere.
+func TestParentDeath(t *testing.T) {
+	w := newWorld(t)
+	parent := w.mountCommand("--foreground", "--mount-by-pdh", "by_id", w.dir)
+	parent.Env = append(parent.Env, roleVar+"=parent")
+	parent.SysProcAttr.Unshareflags = syscall.CLONE_NEWNS
+	stdout, err := parent.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	forkthread.Do(func() { err = parent.Start() })
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := bufio.NewReader(stdout)
+	var pid int
+	for ready := false; pid == 0 || !ready; {
+		line, err := out.ReadString('\n')
+		if err != nil {
+			t.Fatalf("parent: %v\n%s", err, w.stderr)
+		}
+		ready = ready || line == "ready\n"
+		_, _ = fmt.Sscanf(line, "pid %d", &pid)
+	}
+	if w.mounted() {
+		t.Error("the mount is visible outside of its namespace")
+	}
+	if n := mountsOf(t, pid, w.dir); n != 1 {
+		t.Errorf("%d mounts in the server's namespace", n)
+	}
+	if err := parent.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = parent.Wait()
+	waitFor(t, "the server to end", func() bool { return unix.Kill(pid, 0) == unix.ESRCH })
+}
+
+func mountsOf(t *testing.T, pid int, dir string) (n int) {
+	t.Helper()
+	f, err := os.Open(fmt.Sprintf("/proc/%d/mountinfo", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	list, err := parseMountinfo(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range list {
+		if m.point == dir {
+			n++
+		}
+	}
+	return n
+}
+
+func TestMountFails(t *testing.T) {
+	w := newWorld(t)
+	for name, args := range map[string][]string{
+		"no such file or directory": {"--foreground", "--mount-by-pdh", "by_id", w.dir + "/absent"},
+		"not supported yet":         {"--foreground", "--mount-tmp", "tmp0", w.dir},
+		"unknown option":            {"--foreground", "--frobnicate", w.dir},
+	} {
+		cmd := w.mountCommand(args...)
+		cmd.Stderr = nil
+		var out []byte
+		var err error
+		forkthread.Do(func() { out, err = cmd.CombinedOutput() })
+		if err == nil || !strings.Contains(string(out), name) || strings.Count(string(out), "\n") != 1 {
+			t.Errorf("%v: %v %q", args, err, out)
+		}
+	}
+	cmd := w.mountCommand("--version")
+	if out, err := cmd.Output(); err != nil || string(out) != "keep-mount-test 1.0\n" {
+		t.Errorf("--version: %q %v", out, err)
+	}
+}
+
+func TestStatistics(t *testing.T) {
+	w := newWorld(t)
+	loc := w.put([]byte("foobar"))
+	pdh := w.publish(". "+loc+" 0:6:f\n", time.Now().Add(time.Hour))
+	w.mount("--crunchstat-interval=0.25")
+	if _, err := os.ReadFile(w.path("by_id", pdh, "f")); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "a report after the read", func() bool {
+		return strings.Contains(w.stderr.String(), "crunchstat: keepcalls 0 put 1 get -- interval 0.2500 seconds 0 put 0 get\n")
+	})
+	log := w.stderr.String()
+	for _, want := range []string{
+		`(?m)^crunchstat: keepcalls 0 put 1 get -- interval 0\.2500 seconds 0 put 1 get$`,
+		`(?m)^crunchstat: net:keep0 0 tx \d+ rx -- interval 0\.2500 seconds 0 tx \d+ rx$`,
+		`(?m)^crunchstat: keepcache 0 hit 1 miss -- interval 0\.2500 seconds 0 hit 0 miss$`,
+		`(?m)^crunchstat: blkio:0:0 0 write 6 read -- interval 0\.2500 seconds 0 write 6 read$`,
+		`(?m)^crunchstat: fuseops 0 write 1 read -- interval 0\.2500 seconds 0 write 0 read$`,
+		`(?m)^crunchstat: fuseop:read 1 count 0\.\d{6} time -- interval 0\.2500 seconds 1 count 0\.\d{6} time$`,
+		`(?m)^crunchstat: fuseop:lookup [1-9]\d* count 0\.\d{6} time -- `,
+	} {
+		if !regexp.MustCompile(want).MatchString(log) {
+			t.Errorf("no line %s in\n%s", want, log)
+		}
+	}
+}
