@@ -60,7 +60,11 @@ func (e *EntryError) Error() string { return printable(e.Name) + ": " + e.Err.Er
 func (e *EntryError) Unwrap() error { return e.Err }
 
 // printable quotes a name that would disturb a terminal or a log line.
+// A very long one is cut.
 func printable(s string) string {
+	if len(s) > 250 {
+		s = s[:250] + "..."
+	}
 	for _, r := range s {
 		if r == unicode.ReplacementChar || !unicode.IsPrint(r) {
 			return strconv.Quote(s)

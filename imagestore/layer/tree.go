@@ -9,11 +9,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Bounds on names. They are those of the kernel: deeper trees could be made
-// through descriptors, but no program could use or remove them by name.
+// Bounds on names. Deeper trees could be made through descriptors, but no
+// program could use them by name.
 const (
-	maxPath  = unix.PathMax - 1 // bytes of a path below the root
-	maxLinks = 40               // symbolic links met while resolving one name
+	maxPath  = unix.PathMax - 512 // bytes of a path below the root: some are for what is above
+	maxLinks = 40                 // symbolic links met while resolving one name, as in the kernel
 )
 
 // maxOpen is the number of directories kept open. Tar entries come in
