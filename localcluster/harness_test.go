@@ -149,7 +149,8 @@ func (c *client) want(status int, method, path string, body any) map[string]any 
 	c.t.Helper()
 	a := c.do(method, path, body)
 	if a.status != status {
-		c.t.Fatalf("%s %s %v: status %d, want %d: %s", method, path, body, a.status, status, a.body)
+		sent, _ := json.Marshal(body)
+		c.t.Fatalf("%s %s: status %d, want %d: %s (sent %.500s)", method, path, a.status, status, a.body, sent)
 	}
 	return a.obj
 }
