@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"os"
 	"path/filepath"
 	"slices"
@@ -35,32 +36,30 @@ type Cgroup struct {
 	// directory in that controller's hierarchy, as an absolute path; the key
 	// "" is the v2 hierarchy. Controllers mounted together share a directory.
 	Dirs map[string]string `json:"dirs"`
-	// Made lists the directories, parents before children, that belong to the
-	// group and are removed with it.
+	// Made lists the directories, parents before children, that did not exist
+	// before the group.
 	Made []string `json:"made"`
 }
 
 // New describes the group with these directories (as in Dirs) without making
 // it. Directories that do not exist yet, parents included, will be removed by
-// Delete, and so will parents called like DefaultParent, which other
-// containers' supervisors may have made: whoever is last removes them.
+// Delete.
 func New(dirs map[string]string) (*Cgroup, error) {
 	c := &Cgroup{Dirs: dirs}
 	for _, dir := range c.unique() {
 		if !filepath.IsAbs(dir) || filepath.Clean(dir) != dir {
 			return nil, fmt.Errorf("cgroup directory %q is not a clean absolute path", dir)
 		}
-		for _, d := range ancestors(dir) {
-			_, err := os.Lstat(d)
-			ours := errors.Is(err, fs.ErrNotExist) || filepath.Base(d) == filepath.Base(DefaultParent)
-			if ours && !slices.Contains(c.Made, d) {
-				c.Made = append(c.Made, d)
+		for d := range parents(dir) {
+			if _, err := os.Lstat(d); !errors.Is(err, fs.ErrNotExist) {
+				break
 			}
+			c.Made = append(c.Made, d)
 		}
-		if !slices.Contains(c.Made, dir) {
-			c.Made = append(c.Made, dir)
-		}
+		c.Made = append(c.Made, dir)
 	}
+	slices.Sort(c.Made) // parents before children
+	c.Made = slices.Compact(c.Made)
 	return c, nil
 }
 
@@ -70,17 +69,45 @@ func New(dirs map[string]string) (*Cgroup, error) {
 // met by trying again.
 func (c *Cgroup) Create() error {
 	for _, dir := range c.unique() {
-		var err error
-		for range 100 {
-			if err = os.MkdirAll(dir, 0o755); !errors.Is(err, fs.ErrNotExist) {
-				break
-			}
-		}
-		if err != nil {
+		if err := makeGroup(dir); err != nil {
 			return fmt.Errorf("create cgroup: %w", err)
 		}
 	}
 	return nil
+}
+
+// madeByUs is the extended attribute of directories made by this package. A
+// parent shared by several containers was made by the first, and must be
+// removed by whoever is last.
+const madeByUs = "trusted.crunch-run"
+
+// makeGroup makes dir and its missing parents.
+func makeGroup(dir string) error {
+	const attempts = 100
+	var err error
+	for range attempts {
+		err = unix.Mkdir(dir, 0o755)
+		switch {
+		case err == nil:
+			// A kernel that cannot keep it: Made still names the directory.
+			_ = unix.Lsetxattr(dir, madeByUs, []byte("1"), 0)
+			return nil
+		case errors.Is(err, unix.EEXIST):
+			return nil
+		case !errors.Is(err, unix.ENOENT):
+			return &fs.PathError{Op: "mkdir", Path: dir, Err: err}
+		}
+		if err := makeGroup(filepath.Dir(dir)); err != nil {
+			return err
+		}
+	}
+	return &fs.PathError{Op: "mkdir", Path: dir, Err: err}
+}
+
+func isMadeByUs(dir string) bool {
+	var b [1]byte
+	_, err := unix.Lgetxattr(dir, madeByUs, b[:])
+	return err == nil
 }
 
 // Exists tells whether any of the group's directories exists.
@@ -160,8 +187,8 @@ func (c *Cgroup) OOMKills() (uint64, error) {
 	return n, nil
 }
 
-// Delete removes the group, groups below it, and every empty parent that was
-// made for it. It waits until ctx ends for the kernel to let go of processes
+// Delete removes the group, groups below it, and every parent that was made for
+// it or for another group by this package and is now empty. It waits until ctx ends for the kernel to let go of processes
 // that have just died; it does not kill any (see Kill). A group that is gone
 // already is no error.
 func (c *Cgroup) Delete(ctx context.Context) error {
@@ -171,14 +198,19 @@ func (c *Cgroup) Delete(ctx context.Context) error {
 			errs = append(errs, err)
 		}
 	}
-	for _, dir := range slices.Backward(c.Made) {
-		err := unix.Rmdir(dir)
-		switch {
-		case err == nil, errors.Is(err, unix.ENOENT):
-		case errors.Is(err, unix.EBUSY), errors.Is(err, unix.ENOTEMPTY):
-			// In use by another container; or reported above.
-		default:
-			errs = append(errs, &fs.PathError{Op: "rmdir", Path: dir, Err: err})
+	for _, dir := range c.unique() {
+		for d := range parents(dir) {
+			if !slices.Contains(c.Made, d) && !isMadeByUs(d) {
+				break
+			}
+			err := unix.Rmdir(d)
+			if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.ENOTEMPTY) {
+				break // in use by another container
+			}
+			if err != nil && !errors.Is(err, unix.ENOENT) {
+				errs = append(errs, &fs.PathError{Op: "rmdir", Path: d, Err: err})
+				break
+			}
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -237,14 +269,12 @@ func (c *Cgroup) unique() []string {
 	return slices.Compact(dirs)
 }
 
-// ancestors returns the parents of dir, topmost first, without "/".
-func ancestors(dir string) []string {
-	var up []string
-	for d := filepath.Dir(dir); d != "/"; d = filepath.Dir(d) {
-		up = append(up, d)
+// parents yields the parents of dir, the nearest first, without "/".
+func parents(dir string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for d := filepath.Dir(dir); d != "/" && yield(d); d = filepath.Dir(d) {
+		}
 	}
-	slices.Reverse(up)
-	return up
 }
 
 // walk calls fn for dir and every group below it; groups that vanish meanwhile

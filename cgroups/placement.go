@@ -9,7 +9,7 @@ import (
 )
 
 // DefaultParent is where containers' cgroups live unless a site says
-// otherwise. Directories of this name are ours: they are removed when empty.
+// otherwise.
 const DefaultParent = "/crunch-run"
 
 // Placement says below which cgroup a container's own cgroup is made.

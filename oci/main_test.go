@@ -1,0 +1,25 @@
+package oci_test
+
+import (
+	"os"
+	"testing"
+
+	_ "github.com/opencontainers/cgroups/devices"           // device rules
+	_ "github.com/opencontainers/runc/libcontainer/nsenter" // the init's C part
+	"go.uber.org/goleak"
+
+	"crunch-oci/oci"
+)
+
+// The test binary is its containers' init, as crunch-run is.
+func TestMain(m *testing.M) {
+	if oci.IsInit(os.Args) {
+		oci.Init()
+	}
+	if os.Getenv(supervisorEnv) != "" {
+		os.Exit(superviseForTest())
+	}
+	goleak.VerifyTestMain(m,
+		// Serves for as long as the process lives, on purpose.
+		goleak.IgnoreAnyFunction("crunch-oci/internal/forkthread.serve"))
+}
