@@ -195,14 +195,9 @@ func TestLinkMaze(t *testing.T) {
 	}
 }
 
-func TestLinksThatMultiply(t *testing.T) {
-	dir := t.TempDir()
-	for i := range 11 {
-		for j := range 10 {
-			fill(t, dir, []operation{{Op: "symlink", Path: fmt.Sprintf("d%02d/l%d", i, j), Target: fmt.Sprintf("../d%02d", i+1)}})
-		}
-	}
-	fill(t, dir, []operation{{Op: "file", Path: "d11/f"}})
+// budgeted scans with a small number of entries that links may lead to.
+func budgeted(t *testing.T, dir string, entries int) error {
+	t.Helper()
 	out, err := keep.NewCollection("", new(store))
 	if err != nil {
 		t.Fatal(err)
@@ -213,8 +208,30 @@ func TestLinksThatMultiply(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.close()
-	s.linked = 10_000
-	if err := s.run(t.Context()); !errors.Is(err, errTooManyLinked) {
+	s.linked = entries
+	return s.run(t.Context())
+}
+
+// A cycle is noticed at its first turn, not after eleven, which would list each
+// file of the directory 4^11 times.
+func TestCyclesAreNotWalked(t *testing.T) {
+	dir := t.TempDir()
+	fill(t, dir, []operation{{Op: "file", Path: "f"}, {Op: "symlink", Path: "a", Target: "."}, {Op: "symlink", Path: "b", Target: "../out"},
+		{Op: "symlink", Path: "c", Target: "/out/"}, {Op: "symlink", Path: "d", Target: "a"}})
+	if err := budgeted(t, dir, 10); err == nil || strings.Count(err.Error(), errLinks.Error()+" (symlink \"/out/") != 4 {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestLinksThatMultiply(t *testing.T) {
+	dir := t.TempDir()
+	for i := range 11 {
+		for j := range 10 {
+			fill(t, dir, []operation{{Op: "symlink", Path: fmt.Sprintf("d%02d/l%d", i, j), Target: fmt.Sprintf("../d%02d", i+1)}})
+		}
+	}
+	fill(t, dir, []operation{{Op: "file", Path: "d11/f"}})
+	if err := budgeted(t, dir, 10_000); !errors.Is(err, errTooManyLinked) {
 		t.Errorf("error %v", err)
 	}
 }

@@ -191,7 +191,19 @@ func TestRemoveAll(t *testing.T) {
 			fd = next
 		}
 		unix.Close(fd)
-		if err := RemoveAll(in); err != nil {
+		var limit unix.Rlimit
+		if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+			t.Fatal(err)
+		}
+		few := unix.Rlimit{Cur: 2 * deepest, Max: limit.Max}
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &few); err != nil {
+			t.Fatal(err)
+		}
+		err = RemoveAll(in)
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+			t.Fatal(err)
+		}
+		if err != nil {
 			t.Error(err)
 		}
 		if _, err := os.Lstat(in); !errors.Is(err, fs.ErrNotExist) {
