@@ -49,7 +49,7 @@ func (r *run) createContainer(ctx context.Context) error {
 		return fmt.Errorf("create container: %w", err)
 	}
 	r.container.streams = s
-	r.undo.Add("close streams", func(context.Context) error { return s.close() })
+	r.undo.Add("close streams", s.close)
 	p, err := r.Runtime.Create(ctx, r.UUID, bundle, s.stdio)
 	if err != nil {
 		return createError(err)
@@ -260,8 +260,8 @@ func (r *run) reportEnd(status oci.ExitStatus) {
 }
 
 // closeStreams brings the last bytes of the container's output into the log.
-func (r *run) closeStreams(context.Context) error {
-	if err := r.container.streams.close(); err != nil {
+func (r *run) closeStreams(ctx context.Context) error {
+	if err := r.container.streams.close(ctx); err != nil {
 		return fmt.Errorf("close standard streams: %w", err)
 	}
 	return nil

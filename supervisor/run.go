@@ -28,6 +28,7 @@ type step struct {
 // beforeRunning can be undone: a stop signal interrupts whichever step is at
 // work, and the container is queued again.
 var beforeRunning = []step{
+	{"check request", (*run).checkRequest, arvados.StateCancelled},
 	{"start host statistics", (*run).startHostStats, arvados.StateQueued},
 	{"set up mounts", (*run).setUpMounts, arvados.StateCancelled},
 	{"load container image", (*run).loadImage, arvados.StateCancelled},
@@ -58,6 +59,7 @@ type run struct {
 	account Account
 	token   string // of the container
 
+	nodeInfo  <-chan []byte // text of node-info.txt, once it is there
 	inputs    inputs
 	image     image
 	container container
@@ -90,6 +92,7 @@ func (s *Supervisor) Run(ctx, stop context.Context) error {
 	defer r.background.end()
 	r.background.run(s.Log.Run)
 	r.header()
+	r.examineHost()
 	early, cancel := mergeDone(ctx, stop)
 	defer cancel()
 	if err := r.claim(early); err != nil {
@@ -202,6 +205,16 @@ func (r *run) header() {
 	} else {
 		r.Log.Printf("Executing on host '%s'", host)
 	}
+}
+
+// checkRequest refuses what this version cannot do for a container, rather than
+// run it without.
+func (r *run) checkRequest(context.Context) error {
+	c := r.record.RuntimeConstraints
+	if c.GPU.DeviceCount > 0 || c.CUDA != nil && c.CUDA.DeviceCount > 0 {
+		return errors.New("the container needs GPUs, which this version of crunch-run cannot give it")
+	}
+	return nil
 }
 
 // claim learns what is to be run: steps 2 to 5 of the table. Until it has

@@ -19,6 +19,10 @@ import (
 // only a program outside of it can hold the pipe open.
 const drainTimeout = 10 * time.Second
 
+// logTimeout bounds how long the end of the output waits for a Keep that takes
+// no more log data: longer than a restart of its servers.
+const logTimeout = 10 * time.Minute
+
 // streams are the standard streams of the container: the files it gets, and the
 // goroutines that move bytes between those and their other ends.
 type streams struct {
@@ -40,7 +44,7 @@ func (r *run) openStreams(ctx context.Context) (*streams, error) {
 		s.stdio.Stderr, err = r.openOutput(s, "stderr")
 	}
 	if err != nil {
-		return nil, errors.Join(err, s.close())
+		return nil, errors.Join(err, s.close(ctx))
 	}
 	return s, nil
 }
@@ -93,6 +97,18 @@ func (r *run) openOutput(s *streams, name string) (*os.File, error) {
 		c.done <- nil
 	}()
 	return theirs, nil
+}
+
+// finish waits for the end of the copy. When it takes too long although there is
+// nothing more to read, Keep does not take the log; closing the stream then
+// releases the writer, and says what was lost.
+func (c *outputCopy) finish(ctx context.Context) error {
+	select {
+	case err := <-c.done:
+		return err
+	case <-ctx.Done():
+		return errors.Join(c.to.Close(), <-c.done)
+	}
 }
 
 // inputCopy feeds the container's stdin.
@@ -159,14 +175,16 @@ func (s *streams) closeGiven() error {
 // close reads the output to its end, ends the input, and returns what went wrong
 // on the way. The container has ended, or was never made. A second close does
 // nothing.
-func (s *streams) close() error {
+func (s *streams) close(ctx context.Context) error {
 	errs := []error{s.closeGiven()}
 	deadline := time.Now().Add(drainTimeout)
 	for _, c := range s.out {
 		errs = append(errs, c.from.SetReadDeadline(deadline))
 	}
+	ctx, cancel := context.WithTimeout(ctx, logTimeout)
+	defer cancel()
 	for _, c := range s.out {
-		errs = append(errs, <-c.done, c.from.Close(), c.to.Close())
+		errs = append(errs, c.finish(ctx), c.from.Close(), c.to.Close())
 	}
 	if s.in != nil {
 		s.in.cancel()

@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
+	"time"
 
 	"crunch-oci/arvados"
 	"crunch-oci/keep"
@@ -26,6 +26,9 @@ type clusterFacts struct {
 	replication int
 	classes     []string
 	insecure    bool
+	// logPeriod and logGrowth say how often a growing log is saved; 0: unknown.
+	logPeriod time.Duration
+	logGrowth int64
 }
 
 // learn reads what Keep clients need to know. All accounts share the answers.
@@ -42,6 +45,8 @@ func learn(ctx context.Context, api *arvados.Client, cfg arvados.Config) (*clust
 		replication: discovery.DefaultCollectionReplication,
 		classes:     exported.DefaultStorageClasses(),
 		insecure:    cfg.Insecure,
+		logPeriod:   time.Duration(discovery.CrunchLogUpdatePeriod) * time.Second,
+		logGrowth:   discovery.CrunchLogUpdateSize,
 	}
 	f.services, err = keepServices(api, cfg)
 	return f, err
@@ -117,24 +122,6 @@ func (a *account) SaveCollection(ctx context.Context, name, manifest string) (st
 		"is_trashed": true, "name": name, "manifest_text": manifest,
 	}, true, "portable_data_hash")
 	return saved.PortableDataHash, err
-}
-
-// logTree is a collection as joblog writes it.
-type logTree struct{ c *keep.Collection }
-
-func (t logTree) Append(name string, p []byte) error {
-	f, err := t.c.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_APPEND)
-	if err != nil {
-		return err
-	}
-	_, err = f.Append(p)
-	return errors.Join(err, f.Close())
-}
-
-func (t logTree) Size() int64 { return t.c.Size() }
-
-func (t logTree) MarshalManifest(ctx context.Context) (string, error) {
-	return t.c.MarshalManifest(ctx)
 }
 
 // saver sends the log collection's requests with the dispatcher's token.

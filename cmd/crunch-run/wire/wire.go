@@ -64,7 +64,7 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 		return err
 	}
 	cleanup.Add("close Keep connections", func(context.Context) error { return dispatcher.close() })
-	log, err := j.newLog(api, dispatcher, &cleanup)
+	log, err := j.newLog(api, facts, dispatcher, &cleanup)
 	if err != nil {
 		return err
 	}
@@ -126,13 +126,16 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 
 // newLog makes the log collection. Its blocks and records belong to the
 // dispatcher's token.
-func (j Job) newLog(api *arvados.Client, dispatcher *account, cleanup *undo.Stack) (*joblog.Log, error) {
+func (j Job) newLog(api *arvados.Client, facts *clusterFacts, dispatcher *account, cleanup *undo.Stack) (*joblog.Log, error) {
 	tree, err := keep.NewCollection("", dispatcher.blocks)
 	if err != nil {
 		return nil, err
 	}
 	cleanup.Add("close log collection", func(context.Context) error { return tree.Close() })
-	log, err := joblog.New(joblog.Config{UUID: j.UUID, Tree: logTree{tree}, Saver: saver{api, j.UUID}, Stderr: j.Stderr})
+	log, err := joblog.New(joblog.Config{
+		UUID: j.UUID, Tree: joblog.InCollection(tree), Saver: saver{api, j.UUID}, Stderr: j.Stderr,
+		Period: facts.logPeriod, Growth: facts.logGrowth,
+	})
 	if err != nil {
 		return nil, err
 	}
