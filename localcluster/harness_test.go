@@ -22,7 +22,8 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv(childEnv); dir != "" {
 		os.Exit(childMain(dir))
 	}
-	goleak.VerifyTestMain(m)
+	// The thread that children are started from lives as long as the process.
+	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("crunch-oci/internal/forkthread.serve"))
 }
 
 // start runs a cluster for one test.
@@ -168,7 +169,7 @@ func (c *client) get(path string, params map[string]string) answer {
 // put stores a block and returns its signed locator.
 func (c *client) put(data string) string {
 	c.t.Helper()
-	a := c.send("PUT", fmt.Sprintf("%s/%x", c.keep, md5.Sum([]byte(data))), nil, []byte(data))
+	a := c.send("PUT", c.keep+"/"+md5Hex(data), nil, []byte(data))
 	if a.status != 200 {
 		c.t.Fatalf("PUT block: %d %s", a.status, a.body)
 	}
@@ -223,5 +224,17 @@ func request(more obj) obj {
 	}
 	return obj{"container_request": r}
 }
+
+var jsonHeader = http.Header{"Content-Type": {"application/json"}}
+
+func encode(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
+
+func md5Hex(data string) string { return fmt.Sprintf("%x", md5.Sum([]byte(data))) }
 
 func str(o map[string]any, key string) string { s, _ := o[key].(string); return s }
