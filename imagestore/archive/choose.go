@@ -32,7 +32,14 @@ func (x *index) choose(ctx context.Context, o Options) (candidate, error) {
 	case oci:
 		offers, err = x.ociImages(o)
 	case x.has(legacyRepositories) || x.hasLegacyLayers():
+		// Nothing but this tells an old tarball from a newer one that was cut off
+		// before its manifest.json, which comes last.
+		if !x.ended {
+			return candidate{}, fmt.Errorf("%w: it ends after %d bytes, without the mark that ends an archive", ErrCorrupt, x.size)
+		}
 		offers, err = x.legacyImages(ctx)
+	case !x.ended && len(x.members) > 0:
+		return candidate{}, fmt.Errorf("%w: it ends after %d bytes, before its manifest.json or index.json", ErrCorrupt, x.size)
 	case len(x.members) == 0:
 		return candidate{}, fmt.Errorf("%w: the tarball has no members", ErrNoImage)
 	default:

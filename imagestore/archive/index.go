@@ -2,6 +2,7 @@ package archive
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -32,6 +33,7 @@ type index struct {
 	size    int64
 	members map[string]member
 	read    int64 // bytes of documents so far
+	ended   bool  // with the mark that ends an archive
 }
 
 // readIndex goes over the headers, skipping the bodies.
@@ -45,7 +47,8 @@ func readIndex(ctx context.Context, r io.ReaderAt, size int64) (*index, error) {
 		}
 		h, err := tr.Next()
 		if err == io.EOF {
-			return x, nil
+			x.ended, err = endMark(sr)
+			return x, err
 		}
 		if err != nil && !(errors.Is(err, tar.ErrInsecurePath) && h != nil) {
 			return nil, indexError(err, n, sr, size)
@@ -80,6 +83,19 @@ func readIndex(ctx context.Context, r io.ReaderAt, size int64) (*index, error) {
 		// A name that comes twice means the later one, as to tar.
 		x.members[name] = m
 	}
+}
+
+// endMark tells whether the reader has just passed two blocks of zeros.
+func endMark(sr *io.SectionReader) (bool, error) {
+	at, err := sr.Seek(0, io.SeekCurrent)
+	if err != nil || at < 1024 {
+		return false, err
+	}
+	mark := make([]byte, 1024)
+	if _, err := sr.ReadAt(mark, at-1024); err != nil && err != io.EOF {
+		return false, fmt.Errorf("read image tarball: %w", err)
+	}
+	return bytes.Count(mark, []byte{0}) == len(mark), nil
 }
 
 // indexError words a failure after n members.

@@ -60,6 +60,9 @@ type chunk struct {
 	refs atomic.Int32
 }
 
+// pool keeps chunks from one layer to the next.
+var pool = sync.Pool{New: func() any { return new(chunk) }}
+
 // Open starts reading the layer. Read gives its tar stream, decompressed, and
 // io.EOF only if all of it had the layer's diff ID: otherwise the last error is
 // an ErrCorrupt. onRead, if not nil, is called from another goroutine with the
@@ -82,7 +85,7 @@ func (l Layer) Open(ctx context.Context, onRead func(n int)) (*Stream, error) {
 		hashed: make(chan digest.Digest, 1),
 	}
 	for range streamBuffers {
-		s.free <- new(chunk)
+		s.free <- pool.Get().(*chunk)
 	}
 	toHash := make(chan *chunk, streamBuffers)
 	s.wg.Add(2)
@@ -202,7 +205,22 @@ func (s *Stream) Close() error {
 		s.err = io.ErrClosedPipe
 	}
 	s.rest = nil
-	return nil
+	// The filler is gone and the hash is done with every chunk.
+	if s.cur != nil {
+		s.release(s.cur)
+		s.cur = nil
+	}
+	for b := range s.chunks {
+		s.release(b)
+	}
+	for {
+		select {
+		case b := <-s.free:
+			pool.Put(b)
+		default:
+			return nil
+		}
+	}
 }
 
 // readAhead reads compressed data while what came before is being decompressed.
