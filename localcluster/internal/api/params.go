@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 )
 
@@ -90,31 +91,56 @@ func (c *call) readParams(w http.ResponseWriter) (release func(), err error) {
 	return release, nil
 }
 
-// readBody reads the whole body, within the budget that all bodies share.
-func (c *call) readBody(w http.ResponseWriter) ([]byte, func(), error) {
-	none := func() {}
-	length := c.r.ContentLength
-	if length == 0 {
-		return nil, none, nil
+// freeBody is how much of a body is not counted: almost all requests are
+// smaller.
+const freeBody = 64 << 10
+
+// bodyPause is how long a client may send nothing.
+const bodyPause = time.Minute
+
+// readBody reads the whole body. What is longer than freeBody counts against
+// the budget that all bodies share, as it arrives: a client that announces
+// much and sends little takes little.
+func (c *call) readBody(w http.ResponseWriter) (body []byte, release func(), err error) {
+	held := int64(0)
+	release = func() { c.s.bodies.Release(held) }
+	if c.r.ContentLength == 0 {
+		return nil, release, nil
 	}
-	if length > maxRequestSize {
-		return nil, none, &http.MaxBytesError{Limit: maxRequestSize}
+	if c.r.ContentLength > maxRequestSize {
+		return nil, release, &http.MaxBytesError{Limit: maxRequestSize}
 	}
-	if length < 0 {
-		length = maxRequestSize
-	}
-	if err := c.s.bodies.Acquire(c.r.Context(), length); err != nil {
-		return nil, none, err
-	}
-	release := func() { c.s.bodies.Release(length) }
-	body, err := io.ReadAll(http.MaxBytesReader(w, c.r.Body, maxRequestSize))
-	if err != nil {
+	conn := http.NewResponseController(w)
+	last, _ := c.r.Context().Deadline()
+	in := http.MaxBytesReader(w, c.r.Body, maxRequestSize)
+	body = make([]byte, 0, 4096)
+	for {
+		if len(body) == cap(body) {
+			more := min(int64(cap(body)), maxRequestSize+1-int64(cap(body)))
+			if cap(body) >= freeBody {
+				// Waiting here could be waiting for each other.
+				if !c.s.bodies.TryAcquire(more) {
+					return nil, release, plainError(http.StatusServiceUnavailable, "too many large requests")
+				}
+				held += more
+			}
+			body = append(make([]byte, 0, len(body)+int(more)), body...)
+		}
+		if pause := time.Now().Add(bodyPause); pause.Before(last) {
+			_ = conn.SetReadDeadline(pause)
+		}
+		n, err := in.Read(body[len(body):cap(body)])
+		body = body[:len(body)+n]
 		var tooLarge *http.MaxBytesError
-		if !errors.As(err, &tooLarge) {
-			err = plainError(http.StatusBadRequest, "cannot read request body: %v", err)
+		switch {
+		case err == io.EOF:
+			return body, release, nil
+		case errors.As(err, &tooLarge):
+			return nil, release, err
+		case err != nil:
+			return nil, release, plainError(http.StatusBadRequest, "cannot read request body: %v", err)
 		}
 	}
-	return body, release, err
 }
 
 func (c *call) parseBody(body []byte) error {

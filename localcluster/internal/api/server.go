@@ -52,8 +52,9 @@ const (
 	requestTimeout       = 5 * time.Minute
 )
 
-// bodyBudget is the memory that request bodies being read may take together.
-const bodyBudget = 2 * maxRequestSize
+// bodyBudget is the memory that large request bodies may take together: one of
+// the largest there can be, and some that are smaller.
+const bodyBudget = maxRequestSize + 64<<20
 
 // Server answers API requests. It is an http.Handler.
 type Server struct {
@@ -61,9 +62,9 @@ type Server struct {
 	log       *slog.Logger
 	resources map[string]*resource
 	discovery discoveryCache
-	running   *semaphore.Weighted // requests being worked on
-	waiting   *semaphore.Weighted // those, and the ones in the queue
-	bodies    *semaphore.Weighted // bytes of bodies held
+	taken     *semaphore.Weighted // requests being read, worked on and answered
+	running   *semaphore.Weighted // those being worked on
+	bodies    *semaphore.Weighted // bytes of large bodies held
 	started   time.Time
 }
 
@@ -71,7 +72,7 @@ type Server struct {
 func New(cfg Config) *Server {
 	s := &Server{
 		cfg: cfg, log: cfg.Log, started: now(),
-		running: semaphore.NewWeighted(maxConcurrent), waiting: semaphore.NewWeighted(maxConcurrent + maxQueued),
+		running: semaphore.NewWeighted(maxConcurrent), taken: semaphore.NewWeighted(maxConcurrent + maxQueued),
 		bodies: semaphore.NewWeighted(bodyBudget),
 	}
 	if s.log == nil {
@@ -130,17 +131,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodOptions {
 		return
 	}
-	if !s.waiting.TryAcquire(1) {
-		h.Set("Retry-After", "1")
+	if !s.taken.TryAcquire(1) {
 		s.answer(w, c, nil, plainError(http.StatusServiceUnavailable, "too many requests"))
 		return
 	}
-	defer s.waiting.Release(1)
-	if err := s.running.Acquire(ctx, 1); err != nil {
-		s.answer(w, c, nil, err)
-		return
-	}
-	defer s.running.Release(1)
+	defer s.taken.Release(1)
 	v, err := s.serve(w, c)
 	s.answer(w, c, v, err)
 }
@@ -190,6 +185,11 @@ func (s *Server) serve(w http.ResponseWriter, c *call) (any, error) {
 	if token == "" {
 		token = c.params.token(c.res.front)
 	}
+	// Only now: a client that sends slowly keeps nobody else from being served.
+	if err := s.running.Acquire(c.r.Context(), 1); err != nil {
+		return nil, err
+	}
+	defer s.running.Release(1)
 	var out any
 	run := func(tx *store.Tx) error {
 		c.tx = tx
@@ -275,6 +275,9 @@ func (s *Server) answer(w http.ResponseWriter, c *call, v any, err error) {
 		var e *apiError
 		e, status = s.classify(c, err)
 		v = e.body(c)
+		if status == http.StatusServiceUnavailable {
+			w.Header().Set("Retry-After", "1")
+		}
 	}
 	body, err := encode(v)
 	if err != nil { // a value of ours that is no JSON: a defect
