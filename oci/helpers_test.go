@@ -62,6 +62,7 @@ func newRequest(t testing.TB, id, script string) oci.Request {
 		Command:     []string{"sh", "-c", script},
 		Hostname:    "box",
 		CgroupsPath: path,
+		NoSeccomp:   !seccompBuilt,
 	}
 }
 
