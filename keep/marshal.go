@@ -44,18 +44,21 @@ func (c *Collection) MarshalManifest(ctx context.Context) (string, error) {
 	return render(snapshot), nil
 }
 
-// wait returns when all that the snapshot refers to is stored.
-func (c *Collection) wait(ctx context.Context, snapshot []frozenDir) error {
+// wait returns when nothing that the snapshot refers to is being uploaded any
+// more, with the first error: an upload that is left behind and fails later
+// would be held against the next attempt.
+func (c *Collection) wait(ctx context.Context, snapshot []frozenDir) (err error) {
 	for _, dir := range snapshot {
 		for _, f := range dir.files {
 			for _, e := range f.extents {
-				if err := c.waitFor(ctx, e.src); err != nil {
-					return err
+				err = cmp.Or(err, c.waitFor(ctx, e.src))
+				if ctx.Err() != nil {
+					return ctx.Err()
 				}
 			}
 		}
 	}
-	return nil
+	return err
 }
 
 func (c *Collection) waitFor(ctx context.Context, src *source) error {
