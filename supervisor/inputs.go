@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"slices"
 	"sync"
 
 	"crunch-oci/arvados"
@@ -73,8 +72,7 @@ func (r *run) trySetUpMounts(ctx context.Context) error {
 
 // startMount starts the FUSE server, unless nothing would be mounted from it.
 func (r *run) startMount(ctx context.Context) error {
-	fromKeep := func(b mounts.Bind) bool { return b.Kind == mounts.BindCollection }
-	if !slices.ContainsFunc(r.inputs.plan.Binds, fromKeep) {
+	if !r.inputs.plan.NeedsKeepMount() {
 		return nil
 	}
 	log, err := r.Log.Stream("arv-mount.txt", joblog.StreamOptions{Stamp: true, Mirror: r.Log.Stderr()})

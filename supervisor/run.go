@@ -9,6 +9,7 @@ import (
 
 	"crunch-oci/arvados"
 	"crunch-oci/internal/undo"
+	"crunch-oci/supervisor/capture/glob"
 )
 
 // ErrStopped is the cause that stopped a run before its container was Running:
@@ -213,6 +214,10 @@ func (r *run) checkRequest(context.Context) error {
 	c := r.record.RuntimeConstraints
 	if c.GPU.DeviceCount > 0 || c.CUDA != nil && c.CUDA.DeviceCount > 0 {
 		return errors.New("the container needs GPUs, which this version of crunch-run cannot give it")
+	}
+	// Found out only when the output is captured, it would cost the whole run.
+	if _, err := glob.Compile(r.record.OutputGlob); err != nil {
+		return fmt.Errorf("output_glob: %w", err)
 	}
 	return nil
 }

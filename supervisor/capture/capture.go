@@ -15,9 +15,9 @@ import (
 	"fmt"
 
 	"crunch-oci/arvados"
+	"crunch-oci/internal/hostdir"
 	"crunch-oci/keep"
 	"crunch-oci/supervisor/capture/glob"
-	"crunch-oci/supervisor/mounts/hostdir"
 )
 
 // Config says what to capture.

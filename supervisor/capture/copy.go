@@ -12,8 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crunch-oci/internal/hostdir"
 	"crunch-oci/keep"
-	"crunch-oci/supervisor/mounts/hostdir"
 )
 
 const (

@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"crunch-oci/supervisor/mounts/hostdir"
+	"crunch-oci/internal/hostdir"
 )
 
 var errTooManyLinked = errors.New("symbolic links to directories multiply the output beyond all measure")

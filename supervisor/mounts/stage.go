@@ -11,7 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"crunch-oci/supervisor/mounts/hostdir"
+	"crunch-oci/internal/hostdir"
 )
 
 // ErrLiveCollection says that the plan needs a new, live collection in the FUSE
@@ -194,7 +194,3 @@ func (r readerWithContext) Read(buf []byte) (int, error) {
 	}
 	return r.r.Read(buf)
 }
-
-// RemoveRunDir removes the run directory with everything in it, but never
-// enters a file system that is still mounted there; see hostdir.RemoveAll.
-func RemoveRunDir(name string) error { return hostdir.RemoveAll(name) }

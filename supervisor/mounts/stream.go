@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"crunch-oci/supervisor/mounts/hostdir"
+	"crunch-oci/internal/hostdir"
 )
 
 // addOutputStream plans a stdout or stderr mount: a file in the output

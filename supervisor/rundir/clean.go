@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"crunch-oci/internal/rmtree"
+	"crunch-oci/internal/hostdir"
 )
 
 // Sweep cleans up after every dead run below root, until ctx ends; what is left
@@ -66,7 +66,11 @@ func (d *Dir) clean(rm Removers) error {
 		if e.Name() == lockName {
 			continue
 		}
-		if err := rmtree.Remove(filepath.Join(d.path, e.Name())); err != nil {
+		remove := os.Remove
+		if e.IsDir() {
+			remove = hostdir.RemoveAll
+		}
+		if err := remove(filepath.Join(d.path, e.Name())); err != nil {
 			return err
 		}
 	}

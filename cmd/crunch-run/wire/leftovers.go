@@ -6,7 +6,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"crunch-oci/internal/rmtree"
+	"crunch-oci/internal/hostdir"
 	"crunch-oci/oci"
 	"crunch-oci/supervisor/rundir"
 )
@@ -23,7 +23,7 @@ const cleanupTimeout = 10 * time.Second
 
 // removers remove what a dead run owned.
 var removers = rundir.Removers{
-	ownsDir: rmtree.Remove,
+	ownsDir: hostdir.RemoveAll,
 	ownsContainer: func(dir string) error {
 		ctx, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
 		defer cancel()
