@@ -7,6 +7,7 @@ import (
 	"fmt"
 	mathrand "math/rand/v2"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 )
@@ -130,7 +131,7 @@ func (c *Client) Close() error {
 type round struct {
 	services []Service // in probe order
 	number   int       // 0 for the first
-	disk     bool      // all are keepstores
+	disk     bool      // all listed are keepstores
 }
 
 // rounds calls try until it says that it is done or the retries are used up. It
@@ -141,10 +142,7 @@ func (c *Client) rounds(ctx context.Context, hash string, try func(round) (done 
 		if err != nil {
 			return fmt.Errorf("list Keep services: %w", err)
 		}
-		r := round{services: ProbeOrder(hash, services), number: n, disk: true}
-		for _, s := range services {
-			r.disk = r.disk && s.Type == "disk"
-		}
+		r := round{services: ProbeOrder(hash, uniqueServices(services)), number: n, disk: allDisks(services)}
 		if try(r) || n == c.cfg.Retries {
 			return ctx.Err()
 		}
@@ -156,6 +154,10 @@ func (c *Client) rounds(ctx context.Context, hash string, try func(round) (done 
 			return ctx.Err()
 		}
 	}
+}
+
+func allDisks(services []Service) bool {
+	return !slices.ContainsFunc(services, func(s Service) bool { return s.Type != "disk" })
 }
 
 // retryDelay spreads clients that failed at the same moment.

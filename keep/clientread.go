@@ -158,15 +158,7 @@ func hintedServices(loc Locator, services []Service) []Service {
 	if first == nil {
 		return services
 	}
-	seen := make(map[string]bool)
-	var list []Service
-	for _, s := range append(first, services...) {
-		if !seen[s.URL] {
-			seen[s.URL] = true
-			list = append(list, s)
-		}
-	}
-	return list
+	return uniqueServices(append(first, services...))
 }
 
 // readVerified reads a block and checks it while it arrives.

@@ -188,7 +188,7 @@ func (w *blockWrite) round(ctx context.Context, r round) (retry bool) {
 	active := 0
 	for {
 		classes, parallel := w.missing()
-		if !r.disk {
+		if !allDisks(r.services) {
 			parallel = 1
 		}
 		for !w.done() && ctx.Err() == nil && active < parallel && len(todo) > 0 {

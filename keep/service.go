@@ -111,6 +111,19 @@ func ProbeOrder(hash string, services []Service) []Service {
 	return ordered
 }
 
+// uniqueServices drops services whose URL came before.
+func uniqueServices(services []Service) []Service {
+	seen := make(map[string]bool, len(services))
+	unique := make([]Service, 0, len(services))
+	for _, s := range services {
+		if !seen[s.URL] {
+			seen[s.URL] = true
+			unique = append(unique, s)
+		}
+	}
+	return unique
+}
+
 // Mount is a volume as a keepstore sees it when it chooses where a block goes.
 type Mount struct {
 	UUID string

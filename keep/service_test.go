@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"testing"
 
 	"crunch-oci/keep"
@@ -59,9 +60,13 @@ func TestParseServices(t *testing.T) {
 func TestServiceCache(t *testing.T) {
 	var calls int
 	var fail error
+	var hook func()
 	cache := keep.NewServiceCache(keep.ServiceListerFunc(func(context.Context) ([]keep.Service, error) {
 		calls++
-		return []keep.Service{{UUID: fmt.Sprint(calls)}}, fail
+		if hook != nil {
+			hook()
+		}
+		return []keep.Service{{UUID: strconv.Itoa(calls)}}, fail
 	}))
 	get := func() string {
 		t.Helper()
@@ -79,9 +84,30 @@ func TestServiceCache(t *testing.T) {
 	if get() != "2" {
 		t.Error("list is not renewed")
 	}
+	// While one caller gets a new list, the others use the old one.
+	calling, answer := make(chan struct{}), make(chan struct{})
+	hook = func() {
+		hook = nil
+		close(calling)
+		<-answer
+	}
+	cache.Expire()
+	renewed := make(chan string)
+	go func() {
+		list, _ := cache.KeepServices(t.Context())
+		renewed <- list[0].UUID
+	}()
+	<-calling
+	if get() != "2" {
+		t.Error("a reader waits for a list that it does not need")
+	}
+	close(answer)
+	if got := <-renewed; got != "3" {
+		t.Errorf("renewed list: %s", got)
+	}
 	cache.Expire()
 	fail = errors.New("down")
-	if get() != "2" {
+	if get() != "3" {
 		t.Error("old list is not kept when a new one cannot be had")
 	}
 	ctx, cancel := context.WithCancel(t.Context())
