@@ -35,6 +35,10 @@ type Backend struct {
 	// Blocks reads the content of files. It is best a cache that is also a
 	// keep.BlockRangeReader and a keep.Prefetcher.
 	Blocks keep.BlockReader
+	// InMemory says that Blocks holds what it has read in memory, as
+	// keep.Cache does. Parts of blocks are then passed to the kernel without
+	// another copy.
+	InMemory bool
 	// SignatureTTL is how long the signatures in a manifest are good,
 	// blobSignatureTtl of the discovery document. Manifests are fetched again
 	// when half of it has passed. 0 means 336h.

@@ -45,7 +45,7 @@ func newServer(ctx context.Context, opts Options, b Backend, log *logger) *serve
 		RawFileSystem: fuse.NewDefaultRawFileSystem(),
 		opts:          opts,
 		backend:       b,
-		reader:        newBlockReader(b.Blocks),
+		reader:        newBlockReader(b),
 		ttl:           b.SignatureTTL,
 		log:           log,
 		started:       time.Now(),

@@ -122,34 +122,39 @@ func (s *server) Read(cancel <-chan struct{}, input *fuse.ReadIn, buf []byte) (f
 	}
 	ctx, end := s.request(cancel, &input.InHeader)
 	defer end()
-	if err := s.readFile(ctx, h, buf, off); err != nil {
+	parts, err := s.readFile(ctx, h, buf, off)
+	if err != nil {
 		return nil, s.readError(ctx, h, off, err)
 	}
 	s.stats.readBytes.Add(int64(len(buf)))
-	return fuse.ReadResultData(buf), fuse.OK
+	if len(parts) == 1 {
+		return fuse.ReadResultData(parts[0]), fuse.OK
+	}
+	return fuse.ReadResultVector(parts), fuse.OK
 }
 
-// readFile fills buf. If the signatures are refused it tries once more with
-// new ones.
-func (s *server) readFile(ctx context.Context, h *handle, buf []byte, off int64) error {
+// readFile reads len(buf) bytes, which are in the file. If the signatures are
+// refused it tries once more with new ones.
+func (s *server) readFile(ctx context.Context, h *handle, buf []byte, off int64) ([][]byte, error) {
 	s.freshen(ctx, h.snap.coll)
 	data := s.locators(ctx, h.snap)
-	err := s.readWith(ctx, data, h, buf, off)
+	parts, err := s.readWith(ctx, data, h, buf, off)
 	if err == nil || !refused(err) || s.renew(ctx, h.snap, data) != nil {
-		return err
+		return parts, err
 	}
 	// The new signatures may turn out to be the old ones.
 	var same *repeatedError
-	if again := s.readWith(ctx, h.snap.files.Load(), h, buf, off); !errors.As(again, &same) {
-		return again
+	parts, again := s.readWith(ctx, h.snap.files.Load(), h, buf, off)
+	if errors.As(again, &same) {
+		return nil, err
 	}
-	return err
+	return parts, again
 }
 
-func (s *server) readWith(ctx context.Context, data *signed, h *handle, buf []byte, off int64) error {
+func (s *server) readWith(ctx context.Context, data *signed, h *handle, buf []byte, off int64) ([][]byte, error) {
 	segs, err := h.locate(data)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	return s.reader.read(ctx, segs, buf, off, &h.ahead)
 }

@@ -18,8 +18,10 @@ const (
 	// maxRead is the largest read request, the kernel's limit.
 	maxRead = 1 << 20
 	// readAheadBytes is how far the kernel reads ahead of a program that reads
-	// a file through, so that several large requests are in work at a time.
-	readAheadBytes = 4 << 20
+	// a file through. Up to 1 MiB the CPU time per byte falls, to two thirds
+	// of that at 128 KiB; beyond 2 MiB it rises, as data leaves the CPU's cache
+	// before it is copied.
+	readAheadBytes = 1 << 20
 	// maxBackground is how many requests of read-ahead the kernel has in work
 	// at a time, over all files. Each costs a buffer of up to 1 MiB here.
 	maxBackground = 32
@@ -53,6 +55,7 @@ func Run(ctx context.Context, opts Options, b Backend, ready func(), stderr io.W
 		Name:              "arv-mount",
 		DirectMountStrict: true, // no fusermount
 		DisableXAttrs:     true,
+		DisableSplice:     true, // there is no file to splice from
 		Logger:            log.New(lg, "", 0),
 		PanicHandler: func(what any) fuse.Status {
 			stack := strings.ReplaceAll(string(debug.Stack()), "\n", " | ")
