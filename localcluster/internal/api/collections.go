@@ -82,8 +82,7 @@ func (c *call) getCollection(id string) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	parts := strings.SplitN(id, "+", 3)
-	rec, err := c.findByPDH(parts[0]+"+"+parts[1], include)
+	rec, err := c.findByPDH(id, include)
 	if err != nil {
 		return nil, err
 	}
@@ -97,8 +96,12 @@ func (c *call) getCollection(id string) (any, error) {
 	return out, err
 }
 
-// findByPDH returns the readable collection that stays longest.
+// findByPDH returns the readable collection that stays longest. Hints in the
+// PDH do not matter.
 func (c *call) findByPDH(pdh string, include bool) (store.Record, error) {
+	if parts := strings.SplitN(pdh, "+", 3); len(parts) == 3 {
+		pdh = parts[0] + "+" + parts[1]
+	}
 	rs, err := c.tx.Select(store.Collections, store.Query{
 		Where:   append(c.readable(c.s.resources["collections"], include), store.Cond{SQL: "portable_data_hash = ?", Args: []any{pdh}}),
 		OrderBy: "trash_at DESC NULLS FIRST, modified_at DESC", Limit: 1,

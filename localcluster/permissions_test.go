@@ -1,0 +1,136 @@
+package localcluster
+
+import (
+	"strings"
+	"testing"
+)
+
+// What one ordinary user does not see of another one's, and may not do.
+func TestOtherUsers(t *testing.T) {
+	p := setUp(t)
+	bob := p.second()
+	project := str(p.user.must("POST", "groups", obj{"group": obj{"name": "p", "group_class": "project"}}), "uuid")
+	inner := str(p.user.must("POST", "groups", obj{"group": obj{"name": "q", "group_class": "project", "owner_uuid": project}}), "uuid")
+	coll := p.user.collection(obj{"owner_uuid": inner}, "f", "x")
+	r, container := p.submit(obj{"owner_uuid": inner})
+	links := p.user.get("links", nil).obj["items"].([]any)
+	for _, path := range []string{"collections/" + str(coll, "uuid"), "collections/" + str(coll, "portable_data_hash"), "containers/" + container,
+		"container_requests/" + str(r, "uuid"), "groups/" + project, "groups/" + inner, "links/" + str(links[0].(map[string]any), "uuid"),
+		"containers/" + container + "/secret_mounts", "containers/" + container + "/auth"} {
+		if a := bob.do("GET", path, nil); a.status != 404 {
+			t.Errorf("GET %s: %d %s", path, a.status, a.body)
+		}
+		if !strings.HasSuffix(path, "_mounts") && !strings.HasSuffix(path, "auth") {
+			p.user.must("GET", path, nil)
+		}
+	}
+	for path, body := range map[string]obj{
+		"collections/" + str(coll, "uuid"):     {"collection": obj{"name": "mine"}},
+		"containers/" + container:              {"container": obj{"priority": 5}},
+		"container_requests/" + str(r, "uuid"): {"container_request": obj{"priority": 0}},
+		"groups/" + project:                    {"group": obj{"name": "mine"}},
+	} {
+		bob.want(404, "PUT", path, body)
+	}
+	for _, name := range []string{"collections", "containers", "container_requests", "links", "groups"} {
+		a := bob.get(name, nil)
+		if n := len(a.obj["items"].([]any)); n != 0 {
+			t.Errorf("%s: bob sees %d of them", name, n)
+		}
+	}
+	// Nor can he put things into the other one's project.
+	for _, owner := range []string{project, inner} {
+		bob.want(403, "POST", "collections", obj{"collection": obj{"owner_uuid": owner}})
+		bob.want(403, "POST", "container_requests", request(obj{"owner_uuid": owner, "state": "Uncommitted"}))
+	}
+	bob.want(422, "POST", "container_requests", request(nil)) // the image is not his
+	for _, path := range []string{"users", "users/" + str(bob.must("GET", "users/current", nil), "uuid")} {
+		bob.must("GET", path, nil)
+	}
+	bob.want(403, "POST", "users", obj{"user": obj{"username": "eve"}})
+	bob.want(403, "POST", "api_client_authorizations", obj{"owner_uuid": "zzzzz-tpzed-000000000000000"})
+	bob.want(404, "POST", "containers/"+container+"/lock", nil)
+	p.user.want(403, "POST", "containers/"+container+"/lock", nil)
+}
+
+// A project cannot be put into itself, and what is in a trashed one is gone.
+func TestProjects(t *testing.T) {
+	p := setUp(t)
+	make := func(owner any) string {
+		g := obj{"name": "g", "group_class": "project"}
+		if owner != nil {
+			g["owner_uuid"] = owner
+		}
+		return str(p.user.must("POST", "groups", obj{"group": g}), "uuid")
+	}
+	a := make(nil)
+	b := make(a)
+	p.user.want(422, "PUT", "groups/"+a, obj{"group": obj{"owner_uuid": b}})
+	p.user.want(422, "PUT", "groups/"+a, obj{"group": obj{"owner_uuid": a}})
+	for _, bad := range []obj{{"name": "x"}, {"group_class": "project"}, {"name": "x", "group_class": "role"}} {
+		p.user.want(422, "POST", "groups", obj{"group": bad})
+	}
+	_, container := p.submit(obj{"owner_uuid": a})
+	p.user.must("POST", "groups/"+a+"/trash", nil)
+	p.user.want(404, "GET", "groups/"+a, nil)
+	p.user.must("POST", "groups/"+a+"/untrash", nil)
+	p.user.must("GET", "groups/"+b, nil)
+	// With its project in the trash, a request makes no collections.
+	p.lock(container)
+	p.user.must("DELETE", "groups/"+a, nil)
+	p.update(container, obj{"state": "Running"})
+	p.update(container, obj{"state": "Complete", "exit_code": 0, "log": p.saveLog("l", "x")})
+	requests := p.root.get("container_requests", map[string]string{"filters": `[["container_uuid","=","` + container + `"]]`})
+	r := requests.obj["items"].([]any)[0].(map[string]any)
+	if r["state"] != "Final" || r["log_uuid"] != nil {
+		t.Errorf("request: %v", r)
+	}
+}
+
+func TestTokenScopes(t *testing.T) {
+	p := setUp(t)
+	tok := p.user.must("POST", "api_client_authorizations", obj{"scopes": []string{"GET /arvados/v1/collections/", "GET /arvados/v1/users/current"}})
+	scoped := p.user.as("v2/" + str(tok, "uuid") + "/" + str(tok, "api_token"))
+	scoped.must("GET", "users/current", nil)
+	scoped.must("GET", "api_client_authorizations/current", nil)
+	scoped.want(404, "GET", "collections/zzzzz-4zz18-000000000000000", nil)
+	scoped.want(403, "GET", "collections", nil)
+	scoped.want(403, "POST", "collections", obj{})
+	scoped.want(403, "GET", "containers", nil)
+	expired := p.user.must("POST", "api_client_authorizations", obj{"expires_at": "2001-01-01T00:00:00Z"})
+	p.user.as("v2/"+str(expired, "uuid")+"/"+str(expired, "api_token")).want(401, "GET", "users/current", nil)
+}
+
+// Secrets come out through secret_mounts and nowhere else.
+func TestSecretsStaySecret(t *testing.T) {
+	p := setUp(t)
+	const secret = "s3cr3t-value"
+	r, container := p.submit(obj{"secret_mounts": obj{"/s": obj{"kind": "text", "content": secret}}, "runtime_token": p.c.UserToken(), "container_count_max": 1})
+	own := p.user
+	p.dispatcher.must("POST", "containers/"+container+"/lock", nil)
+	if auth := p.dispatcher.must("GET", "containers/"+container+"/auth", nil); str(auth, "api_token") != strings.Split(p.c.UserToken(), "/")[2] {
+		t.Errorf("auth with a runtime token: %v", auth)
+	}
+	check := func() {
+		t.Helper()
+		for _, cl := range []*client{p.user, p.root, p.dispatcher} {
+			for _, path := range []string{"containers/" + container, "containers", "container_requests/" + str(r, "uuid"), "container_requests"} {
+				if a := cl.do("GET", path, nil); strings.Contains(string(a.body), secret) || strings.Contains(string(a.body), strings.Split(p.c.UserToken(), "/")[2]) {
+					t.Errorf("GET %s shows a secret: %s", path, a.body)
+				}
+			}
+		}
+	}
+	check()
+	if m := own.must("GET", "containers/"+container+"/secret_mounts", nil); !strings.Contains(string(encode(m)), secret) {
+		t.Errorf("secret mounts: %v", m)
+	}
+	if a := p.user.as(p.c.UserToken()+"/"+container).do("GET", "containers/current", nil); a.obj["uuid"] != container {
+		t.Errorf("current container of a runtime token: %s", a.body)
+	}
+	p.dispatcher.want(403, "GET", "containers/"+container+"/secret_mounts", nil)
+	p.update(container, obj{"state": "Cancelled"})
+	check()
+	own.want(403, "GET", "containers/"+container+"/secret_mounts", nil)
+	own.must("GET", "users/current", nil) // the runtime token lives on
+}
