@@ -66,10 +66,9 @@ type exchange struct {
 // tokens, UUIDs and signatures replaced by those that our cluster gave in
 // their stead.
 type replayer struct {
-	t      *testing.T
-	cl     *client
-	known  map[string]string // captured to ours
-	answer answer
+	t     *testing.T
+	cl    *client
+	known map[string]string // captured to ours
 }
 
 var (

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"slices"
+	"strings"
 
 	"crunch-oci/localcluster/internal/query"
 	"crunch-oci/localcluster/internal/store"
@@ -122,7 +123,7 @@ func (c *call) listQuery(sel []string) (store.Query, error) {
 			_, text, _ := bytes.Cut([]byte(err.Error()), []byte(": "))
 			return store.Query{}, plainError(http.StatusBadRequest, "%s", text)
 		} else if err != nil {
-			return store.Query{}, raised("ArgumentError", "%v", err)
+			return store.Query{}, raised("ArgumentError", "%s", capital(err))
 		}
 	}
 	var rawOrder []byte
@@ -131,7 +132,7 @@ func (c *call) listQuery(sel []string) (store.Query, error) {
 	}
 	order, err := query.Order(c.res.table, rawOrder)
 	if err != nil {
-		return store.Query{}, raised("ArgumentError", "%v", err)
+		return store.Query{}, raised("ArgumentError", "%s", capital(err))
 	}
 	q := store.Query{Where: append(c.readable(c.res, trashed), conds...), OrderBy: order, Distinct: distinct}
 	if sel != nil {
@@ -146,6 +147,12 @@ func (c *call) listQuery(sel []string) (store.Query, error) {
 		q.OrderBy = ""
 	}
 	return q, nil
+}
+
+// capital is an error's text in the way the real server begins them.
+func capital(err error) string {
+	s := err.Error()
+	return strings.ToUpper(s[:1]) + s[1:]
 }
 
 // create stores a record after check, which completes it.

@@ -99,7 +99,7 @@ func filter(t *store.Table, attr, op string, operand json.RawMessage) (store.Con
 	}
 	a := t.Attr(name)
 	if a == nil || a.Secret || isProp && a.Type != store.Hash {
-		return fail("Invalid attribute '%s' in filter", attr)
+		return fail("invalid attribute '%s' in filter", attr)
 	}
 	if isProp {
 		key = strings.TrimSuffix(strings.TrimPrefix(key, "<"), ">")
@@ -112,28 +112,28 @@ func filter(t *store.Table, attr, op string, operand json.RawMessage) (store.Con
 	switch op {
 	case "=", "!=":
 		if nested && !isProp {
-			return fail("Invalid operator '%s' for attribute '%s' in filter", op, attr)
+			return fail("invalid operator '%s' for attribute '%s' in filter", op, attr)
 		}
 		return col.equal(attr, op, operand)
 	case "<", "<=", ">", ">=":
 		if nested && !isProp || a.Type == store.Bool {
-			return fail("Invalid operator '%s' for attribute '%s' in filter", op, attr)
+			return fail("invalid operator '%s' for attribute '%s' in filter", op, attr)
 		}
 		v, err := col.value(attr, operand, true)
 		if err != nil {
 			return store.Cond{}, err
 		}
 		if v == nil {
-			return fail("Invalid operand type 'NilClass' for '%s' operator in filters", op)
+			return fail("invalid operand type 'NilClass' for '%s' operator in filters", op)
 		}
 		return store.Cond{SQL: col.number(v) + " " + op + " ?", Args: append(col.args, v)}, nil
 	case "like", "ilike":
 		var s string
 		if json.Unmarshal(operand, &s) != nil {
-			return fail("Invalid operand type for '%s' operator in filters", op)
+			return fail("invalid operand type for '%s' operator in filters", op)
 		}
 		if nested && !isProp || !isProp && a.Type != store.Text {
-			return fail("Invalid attribute type for '%s' operator in filters: '%s'", op, attr)
+			return fail("invalid attribute type for '%s' operator in filters: '%s'", op, attr)
 		}
 		return store.Cond{SQL: "sql_" + op + "(" + col.sql + ", ?)", Args: append(col.args, s)}, nil
 	case "in", "not in":
@@ -145,7 +145,7 @@ func filter(t *store.Table, attr, op string, operand json.RawMessage) (store.Con
 	case "contains":
 		return contains(a, name, key, attr, isProp, operand)
 	}
-	return fail("Invalid operator '%s'", op)
+	return fail("invalid operator '%s'", op)
 }
 
 // equal renders = and !=. != and text also matches null, as the API has it.
@@ -180,10 +180,10 @@ func (c column) number(v any) string {
 func (c column) in(attr, op string, operand json.RawMessage, nested bool) (store.Cond, error) {
 	var list []json.RawMessage
 	if json.Unmarshal(operand, &list) != nil || string(bytes.TrimSpace(operand)) == "null" {
-		return store.Cond{}, fmt.Errorf("Invalid operand type for '%s' operator in filters: array required", op)
+		return store.Cond{}, fmt.Errorf("invalid operand type for '%s' operator in filters: array required", op)
 	}
 	if nested {
-		return store.Cond{}, fmt.Errorf("Invalid operator '%s' for attribute '%s' in filter", op, attr)
+		return store.Cond{}, fmt.Errorf("invalid operator '%s' for attribute '%s' in filter", op, attr)
 	}
 	if len(list) > maxOperands {
 		return store.Cond{}, fmt.Errorf("too many operands in filter on '%s': %d, at most %d", attr, len(list), maxOperands)
@@ -240,7 +240,7 @@ func (c column) value(attr string, operand json.RawMessage, numericString bool) 
 		return nil, err
 	}
 	bad := func() (any, error) {
-		return nil, fmt.Errorf("Invalid operand for attribute '%s' in filter: %s", attr, abbreviate(operand))
+		return nil, fmt.Errorf("invalid operand for attribute '%s' in filter: %s", attr, abbreviate(operand))
 	}
 	if v == nil {
 		return nil, nil
@@ -302,10 +302,10 @@ func isA(name string, operand json.RawMessage) (store.Cond, error) {
 	if json.Unmarshal(operand, &one) == nil {
 		kinds = []string{one}
 	} else if json.Unmarshal(operand, &kinds) != nil {
-		return store.Cond{}, fmt.Errorf("Invalid operand type for 'is_a' operator in filters")
+		return store.Cond{}, fmt.Errorf("invalid operand type for 'is_a' operator in filters")
 	}
 	if name != "uuid" && !strings.HasSuffix(name, "_uuid") {
-		return store.Cond{}, fmt.Errorf("Invalid attribute '%s' for 'is_a' operator in filters", name)
+		return store.Cond{}, fmt.Errorf("invalid attribute '%s' for 'is_a' operator in filters", name)
 	}
 	c := store.Cond{SQL: "0"}
 	for _, k := range kinds {
@@ -321,7 +321,7 @@ func isA(name string, operand json.RawMessage) (store.Cond, error) {
 // "exists", true or false].
 func exists(c column, a *store.Attr, attr string, isProp bool, operand json.RawMessage) (store.Cond, error) {
 	if a.Type != store.Hash {
-		return store.Cond{}, fmt.Errorf("Invalid operator 'exists' for attribute '%s' in filter", attr)
+		return store.Cond{}, fmt.Errorf("invalid operator 'exists' for attribute '%s' in filter", attr)
 	}
 	var want bool
 	var key string
@@ -334,7 +334,7 @@ func exists(c column, a *store.Attr, attr string, isProp bool, operand json.RawM
 	case !isProp && json.Unmarshal(operand, &key) == nil:
 		return store.Cond{SQL: has, Args: []any{key}}, nil
 	}
-	return store.Cond{}, fmt.Errorf("Invalid operand for 'exists' operator in filters: %s", abbreviate(operand))
+	return store.Cond{}, fmt.Errorf("invalid operand for 'exists' operator in filters: %s", abbreviate(operand))
 }
 
 // contains takes a value or an array of values that must all be there, in an
@@ -360,12 +360,12 @@ func contains(a *store.Attr, name, key, attr string, isProp bool, operand json.R
 		case a.Type == store.Hash:
 			var k string
 			if json.Unmarshal(v, &k) != nil {
-				return c, fmt.Errorf("Invalid operand for 'contains' operator in filters: %s", abbreviate(operand))
+				return c, fmt.Errorf("invalid operand for 'contains' operator in filters: %s", abbreviate(operand))
 			}
 			c.SQL += ` AND prop_has("` + name + `", ?)`
 			c.Args = append(c.Args, k)
 		default:
-			return c, fmt.Errorf("Invalid operator 'contains' for attribute '%s' in filter", attr)
+			return c, fmt.Errorf("invalid operator 'contains' for attribute '%s' in filter", attr)
 		}
 	}
 	return c, nil

@@ -21,12 +21,12 @@ func Order(t *store.Table, raw []byte) (string, error) {
 	case text == "" || text == "null":
 	case text[0] == '[':
 		if err := json.Unmarshal(raw, &items); err != nil {
-			return "", fmt.Errorf("Invalid order: %s", abbreviate(raw))
+			return "", fmt.Errorf("invalid order: %s", abbreviate(raw))
 		}
 	case text[0] == '"':
 		items = []string{""}
 		if err := json.Unmarshal(raw, &items[0]); err != nil {
-			return "", fmt.Errorf("Invalid order: %s", abbreviate(raw))
+			return "", fmt.Errorf("invalid order: %s", abbreviate(raw))
 		}
 	default:
 		items = []string{text}
@@ -52,7 +52,7 @@ func Order(t *store.Table, raw []byte) (string, error) {
 				case "desc":
 					dir = " DESC NULLS FIRST"
 				default:
-					return "", fmt.Errorf("Invalid order direction '%s'", f[1])
+					return "", fmt.Errorf("invalid order direction '%s'", f[1])
 				}
 			}
 			seen[name] = true
