@@ -13,7 +13,10 @@ import (
 	"crunch-oci/oci"
 )
 
-type specRlimit = specs.POSIXRlimit
+type (
+	specRlimit = specs.POSIXRlimit
+	specsSpec  = specs.Spec
+)
 
 func mkfifo(t *testing.T, name string) {
 	t.Helper()
