@@ -169,3 +169,45 @@ func BenchmarkCollectionRead(b *testing.B) {
 		cache.Close()
 	}
 }
+
+// BenchmarkManySmallFiles writes 100,000 files of 10 kB and stores them.
+func BenchmarkManySmallFiles(b *testing.B) {
+	const files, size = 100_000, 10_000
+	data := make([]byte, size)
+	b.SetBytes(files * size)
+	for b.Loop() {
+		c := newCollection(b, "", discardStore{}, 0)
+		for i := range files {
+			if i%1000 == 0 {
+				if err := c.Mkdir(fmt.Sprintf("d%03d", i/1000)); err != nil {
+					b.Fatal(err)
+				}
+			}
+			f, err := c.Create(fmt.Sprintf("d%03d/file%06d", i/1000, i))
+			if err != nil {
+				b.Fatal(err)
+			}
+			data[0] = byte(i)
+			if _, err := f.Write(data); err != nil {
+				b.Fatal(err)
+			}
+			f.Close()
+		}
+		marshal(b, c)
+		c.Close()
+	}
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	b.ReportMetric(float64(m.Sys)/(1<<20), "MiB-from-system")
+}
+
+// discardStore hashes blocks and forgets them.
+type discardStore struct{}
+
+func (discardStore) ReadBlock(context.Context, keep.Locator) ([]byte, error) {
+	return nil, keep.ErrNotFound
+}
+
+func (discardStore) WriteBlock(_ context.Context, data []byte, _ keep.WriteOptions) (keep.Locator, error) {
+	return keep.ParseLocator(fmt.Sprintf("%x+%d", md5.Sum(data), len(data)))
+}

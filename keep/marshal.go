@@ -28,13 +28,12 @@ func (c *Collection) MarshalManifest(ctx context.Context) (string, error) {
 
 	c.mu.Lock()
 	c.failed, c.stuck, c.buffered = nil, 0, 0
-	srcs := c.packTree(c.root, true, nil)
+	p := packer{c: c, short: true}
+	p.tree(c.root)
 	snapshot := freeze(nil, c.root, []byte("."))
 	c.mu.Unlock()
 
-	for _, src := range srcs {
-		c.upload(ctx, src)
-	}
+	c.uploadAll(ctx, p.claimed)
 	if err := c.wait(ctx, snapshot); err != nil {
 		return "", err
 	}

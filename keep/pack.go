@@ -24,26 +24,57 @@ func (c *Collection) Flush(ctx context.Context, name string, short bool) error {
 		c.mu.Unlock()
 		return pathError("flush", name, err)
 	}
-	srcs := c.packTree(n, short, nil)
+	p := packer{c: c, short: short}
+	p.tree(n)
 	if n == c.root && short {
 		c.failed, c.stuck, c.buffered = nil, 0, 0
 	}
 	c.mu.Unlock()
-	for _, src := range srcs {
-		c.upload(ctx, src)
-	}
+	c.uploadAll(ctx, p.claimed)
 	return ctx.Err()
 }
 
-// packTree packs dir and the directories below it, appending to srcs.
-func (c *Collection) packTree(dir *node, short bool, srcs []*source) []*source {
-	srcs = c.packDir(dir, short, srcs)
+// relieve stores what has gathered in memory: first what makes good blocks, and
+// if that leaves much, everything.
+func (c *Collection) relieve() {
+	c.marshalMu.Lock()
+	defer c.marshalMu.Unlock()
+	c.mu.Lock()
+	p := packer{c: c}
+	p.tree(c.root)
+	if p.left > int64(c.maxBuffered()/2) {
+		p.short, p.left = true, 0
+		p.tree(c.root)
+	}
+	c.buffered = p.left
+	c.mu.Unlock()
+	c.uploadAll(c.ctx, p.claimed)
+}
+
+func (c *Collection) uploadAll(ctx context.Context, srcs []*source) {
+	for _, src := range srcs {
+		c.upload(ctx, src)
+	}
+}
+
+// packer distributes what files have in memory to blocks. The caller holds the
+// collection's lock, and uploads what was claimed after giving it up.
+type packer struct {
+	c     *Collection
+	short bool // also blocks that are not half full, and ends of open files
+
+	claimed []*source
+	left    int64 // bytes that stay in memory
+}
+
+// tree packs dir and the directories below it.
+func (p *packer) tree(dir *node) {
+	p.directory(dir)
 	for _, e := range dir.list() {
 		if e.dir != nil {
-			srcs = c.packTree(e, short, srcs)
+			p.tree(e)
 		}
 	}
-	return srcs
 }
 
 // loose is an extent whose bytes are in memory.
@@ -54,25 +85,26 @@ type loose struct {
 
 func (l loose) extent() extent { return l.file.extents[l.index] }
 
-// packDir distributes what the files of one directory have in memory to blocks,
-// makes the files refer to these, and appends them, claimed, to srcs. More than
-// half a block becomes a block of its own; what is smaller is put together in
-// order of the file names.
-func (c *Collection) packDir(dir *node, short bool, srcs []*source) []*source {
+// directory packs the files of one directory. More than half a block becomes a
+// block of its own; what is smaller is put together in order of the file names.
+func (p *packer) directory(dir *node) {
+	blockSize := int64(p.c.blockSize)
 	var pack []loose
 	var packSize int64
 	for _, f := range dir.list() {
-		if f.dir != nil || !short && f.writers > 0 {
+		if f.dir != nil {
 			continue
 		}
 		for i, e := range f.extents {
 			switch {
 			case !e.src.inMemory():
-			case e.len > int64(c.blockSize/2):
-				srcs = append(srcs, c.store([]loose{{f, i}}))
+			case !p.short && f.writers > 0:
+				p.left += e.len
+			case e.len > blockSize/2:
+				p.store([]loose{{f, i}}, e.len)
 			default:
-				if packSize+e.len > int64(c.blockSize) {
-					srcs = append(srcs, c.store(pack))
+				if packSize+e.len > blockSize {
+					p.store(pack, packSize)
 					pack, packSize = nil, 0
 				}
 				pack = append(pack, loose{f, i})
@@ -80,33 +112,29 @@ func (c *Collection) packDir(dir *node, short bool, srcs []*source) []*source {
 			}
 		}
 	}
-	if len(pack) > 0 && (short || packSize > int64(c.blockSize/2)) {
-		srcs = append(srcs, c.store(pack))
+	if packSize > 0 && (p.short || packSize > blockSize/2) {
+		p.store(pack, packSize)
+	} else {
+		p.left += packSize
 	}
-	return srcs
 }
 
-// store makes one claimed source of the given parts, which together fit in a
-// block, and the files refer to it.
-func (c *Collection) store(parts []loose) *source {
+// store makes one claimed source of the given parts, size bytes together, and
+// the files refer to it.
+func (p *packer) store(parts []loose, size int64) {
 	first := parts[0].extent()
-	if len(parts) == 1 && first.len == first.src.size {
-		c.claim(first.src)
-		return first.src
+	src := first.src
+	if len(parts) > 1 || size < src.size {
+		src = &source{size: size, data: p.c.buffer(int(size))}
+		for _, l := range parts {
+			e := l.extent()
+			// A list may be shared with a manifest being written, so it is
+			// replaced, not changed.
+			l.file.extents = slices.Clone(l.file.extents)
+			l.file.extents[l.index] = extent{src, int64(len(src.data)), e.len, e.off}
+			src.data = append(src.data, e.src.data[e.pos:e.pos+e.len]...)
+		}
 	}
-	var size int64
-	for _, l := range parts {
-		size += l.extent().len
-	}
-	src := &source{size: size, data: make([]byte, 0, size)}
-	for _, l := range parts {
-		e := l.extent()
-		// A list may be shared with a manifest being written, so it is
-		// replaced, not changed.
-		l.file.extents = slices.Clone(l.file.extents)
-		l.file.extents[l.index] = extent{src, int64(len(src.data)), e.len, e.off}
-		src.data = append(src.data, e.src.data[e.pos:e.pos+e.len]...)
-	}
-	c.claim(src)
-	return src
+	p.c.claim(src)
+	p.claimed = append(p.claimed, src)
 }

@@ -54,7 +54,7 @@ func (c *Collection) upload(ctx context.Context, src *source) {
 				c.failed = fmt.Errorf("store block: %w", err)
 			}
 		} else {
-			if cap(src.data) == c.blockSize && len(c.spare) < maxUploads {
+			if cap(src.data) == c.blockSize && len(c.spare)+len(c.slots) < maxUploads {
 				c.spare = append(c.spare, src.data)
 			}
 			src.stored(loc)

@@ -8,13 +8,12 @@ import (
 	"time"
 )
 
-const (
-	// maxBuffered and maxHeld are in blocks. Beyond the first, short blocks are
-	// uploaded before somebody asks for it; beyond the second, with uploads
-	// failing, nothing more is accepted.
-	maxBuffered = 2
-	maxHeld     = 8
-)
+// maxBuffered is how many bytes may gather in the ends of files before they are
+// stored without being asked for.
+func (c *Collection) maxBuffered() int { return c.blockSize }
+
+// maxHeld is how many bytes are kept in memory while uploads fail.
+func (c *Collection) maxHeld() int { return 8 * c.blockSize }
 
 // Write appends p. It may wait for an upload slot. If an upload of this
 // collection has failed, of whatever file, Write says so and takes nothing:
@@ -48,11 +47,9 @@ func (f *File) Append(p []byte) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("write %q: %w", f.name, err)
 	}
-	for _, src := range full {
-		f.c.upload(f.c.ctx, src)
-	}
+	f.c.uploadAll(f.c.ctx, full)
 	if tooMuch {
-		f.c.Flush(f.c.ctx, "", true)
+		f.c.relieve()
 	}
 	return len(p), nil
 }
@@ -66,7 +63,7 @@ func (c *Collection) append(n *node, p []byte) (full []*source, tooMuch bool, er
 	if c.ctx.Err() != nil {
 		return nil, false, fs.ErrClosed
 	}
-	if c.failed != nil && c.stuck+c.buffered > int64(maxHeld*c.blockSize) {
+	if c.failed != nil && c.stuck+c.buffered > int64(c.maxHeld()) {
 		return nil, false, c.failed
 	}
 	if n.attached(c.root) {
@@ -77,7 +74,7 @@ func (c *Collection) append(n *node, p []byte) (full []*source, tooMuch bool, er
 	for len(p) > 0 {
 		src := n.tail()
 		if src == nil {
-			src = &source{data: []byte{}}
+			src = &source{data: c.newTail(n)}
 		}
 		part := p[:min(len(p), c.blockSize-len(src.data))]
 		p = p[len(part):]
@@ -92,7 +89,7 @@ func (c *Collection) append(n *node, p []byte) (full []*source, tooMuch bool, er
 			full = append(full, src)
 		}
 	}
-	return full, c.failed == nil && c.buffered > int64(maxBuffered*c.blockSize), nil
+	return full, c.failed == nil && c.buffered > int64(c.maxBuffered()), nil
 }
 
 // tail returns the source that the end of the file lies in if the file can grow
@@ -108,20 +105,38 @@ func (n *node) tail() *source {
 	return last.src
 }
 
-// grow makes room for n more bytes, doubling so that small files stay small. A
-// buffer that has become large is exchanged for one of full size that an upload
-// has left behind: allocating those over and over costs more than the copy.
+// newTail returns the buffer for a source at the end of n. A file of which a
+// block is full already will most likely fill another.
+func (c *Collection) newTail(n *node) []byte {
+	if len(n.extents) > 0 && n.extents[len(n.extents)-1].len >= int64(c.blockSize) && len(c.spare) > 0 {
+		return c.buffer(c.blockSize)
+	}
+	return []byte{}
+}
+
+// grow makes room for n more bytes, doubling so that small files stay small.
 func (c *Collection) grow(data []byte, n int) []byte {
 	need := len(data) + n
 	if need <= cap(data) {
 		return data
 	}
-	size := min(max(2*cap(data), need, 1024), c.blockSize)
-	var bigger []byte
-	if last := len(c.spare) - 1; last >= 0 && size > c.blockSize/4 {
-		bigger, c.spare = c.spare[last], c.spare[:last]
-	} else {
-		bigger = make([]byte, 0, size)
+	return append(c.buffer(min(max(2*cap(data), need, 1024), c.blockSize)), data...)
+}
+
+// buffer returns an empty buffer for size bytes. For a large one it prefers the
+// full-size buffer of a finished upload: a stream of new ones would be garbage
+// that piles up to several times what is in use.
+func (c *Collection) buffer(size int) []byte {
+	if size <= c.blockSize/4 {
+		return make([]byte, 0, size)
 	}
-	return append(bigger[:0], data...)
+	if last := len(c.spare) - 1; last >= 0 {
+		b := c.spare[last]
+		c.spare = c.spare[:last]
+		return b[:0]
+	}
+	if size > c.blockSize/2 {
+		size = c.blockSize // so that it can be used again
+	}
+	return make([]byte, 0, size)
 }
