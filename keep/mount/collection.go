@@ -33,6 +33,7 @@ type collection struct {
 	id   string
 	pdh  bool   // id is a portable data hash
 	node uint64 // node of the top directory
+	ino  uint64 // its inode number
 
 	current atomic.Pointer[snapshot]
 
@@ -50,9 +51,11 @@ type snapshot struct {
 	// mtime is shown for everything in it.
 	mtime time.Time
 	base  uint64 // node of its entry 0
+	ino   uint64 // inode number of its entry 0
 	// files has the same tree with locators in it. It is replaced by one with
 	// newer signatures when those grow old.
-	files atomic.Pointer[signed]
+	files      atomic.Pointer[signed]
+	neighbours neighbours
 	// refs counts who may still ask for it: the collection that shows it, the
 	// kernel once for each time it was given a node number, open handles and
 	// requests in work. At 0 it is gone for good.
@@ -116,7 +119,7 @@ func (s *server) load(ctx context.Context, id string, pdh bool) (*collection, er
 	if err != nil {
 		return nil, err
 	}
-	c := &collection{id: id, pdh: pdh, lock: make(chan struct{}, 1)}
+	c := &collection{id: id, pdh: pdh, ino: s.inodes(1), lock: make(chan struct{}, 1)}
 	c.fetched.Store(time.Now().UnixNano())
 	c.node = s.nodes.add(region{coll: c})
 	s.show(c, data, t)
@@ -125,7 +128,7 @@ func (s *server) load(ctx context.Context, id string, pdh bool) (*collection, er
 
 // show makes data the content of c.
 func (s *server) show(c *collection, data *signed, t *tree) {
-	snap := &snapshot{coll: c, tree: t, mtime: data.record.ModifiedAt}
+	snap := &snapshot{coll: c, tree: t, mtime: data.record.ModifiedAt, ino: s.inodes(len(t.entries) + 1)}
 	snap.files.Store(data)
 	snap.refs.Store(1)
 	snap.base = s.nodes.add(region{snap: snap})

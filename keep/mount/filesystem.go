@@ -27,8 +27,9 @@ type server struct {
 	uid, gid uint32
 	started  time.Time
 
-	fixed map[uint64]*fixedNode
-	nodes regions
+	fixed   map[uint64]*fixedNode
+	nodes   regions
+	nextIno atomic.Uint64
 
 	handleMu   sync.RWMutex
 	handles    map[uint64]*handle
@@ -149,6 +150,7 @@ func (s *server) answer(p place, ok bool, dir place, out *fuse.EntryOut) fuse.St
 func (s *server) lookupCollection(ctx context.Context, dir place, name string, out *fuse.EntryOut) fuse.Status {
 	pdh, uuid := kindOf(name)
 	if !pdh && !(uuid && dir.fixed.byID.byUUID) {
+		s.log.debugf("lookup of %q: not the name of a collection", name)
 		return fuse.ENOENT
 	}
 	c, err := s.get(ctx, dir.fixed.byID, name, pdh)
@@ -190,7 +192,7 @@ func (s *server) attr(p place, out *fuse.Attr) {
 		}
 	}
 	*out = fuse.Attr{
-		Ino:     p.node,
+		Ino:     p.ino(),
 		Size:    uint64(size),
 		Blocks:  uint64(size)/512 + 1,
 		Mode:    mode,

@@ -156,7 +156,11 @@ func (s *server) readWith(ctx context.Context, data *signed, h *handle, buf []by
 	if err != nil {
 		return nil, err
 	}
-	return s.reader.read(ctx, segs, buf, off, &h.ahead)
+	parts, err := s.reader.read(ctx, segs, buf, off, &h.ahead)
+	if err == nil && off+int64(len(buf)) == h.snap.tree.entries[h.entry].size {
+		s.prefetchNeighbour(h, segs)
+	}
+	return parts, err
 }
 
 // locate returns the segments of the file according to a manifest.
@@ -261,8 +265,8 @@ type dirEntry struct {
 	place place
 }
 
-// list returns what a fixed directory holds now. Collections are listed by
-// their number only: what is in them may change until the listing is read.
+// list returns what a fixed directory holds now. Of collections only the inode
+// number is listed: what is in them may change until the listing is read.
 func (f *fixedNode) list() []dirEntry {
 	var list []dirEntry
 	for _, name := range f.names {
@@ -271,7 +275,7 @@ func (f *fixedNode) list() []dirEntry {
 	if f.byID != nil {
 		list = append(list, dirEntry{readmeName, f.readme})
 		for _, c := range f.byID.list() {
-			list = append(list, dirEntry{c.id, place{node: c.node}})
+			list = append(list, dirEntry{c.id, place{node: c.ino}})
 		}
 	}
 	return list
@@ -312,7 +316,7 @@ func (s *server) readDir(input *fuse.ReadIn, add func(e fuse.DirEntry, p place, 
 	}
 	i := input.Offset
 	for ; i < 2; i++ {
-		e := fuse.DirEntry{Name: "..."[:i+1], Mode: syscall.S_IFDIR, Ino: h.node, Off: i + 1}
+		e := fuse.DirEntry{Name: "..."[:i+1], Mode: syscall.S_IFDIR, Ino: h.ino(), Off: i + 1}
 		if !add(e, place{}, true) {
 			return fuse.OK
 		}
@@ -324,7 +328,7 @@ func (s *server) readDir(input *fuse.ReadIn, add func(e fuse.DirEntry, p place, 
 			if e.place.fixed != nil && !e.place.isDir() {
 				mode = syscall.S_IFREG
 			}
-			if !add(fuse.DirEntry{Name: e.name, Mode: mode, Ino: e.place.node, Off: i + 1}, e.place, false) {
+			if !add(fuse.DirEntry{Name: e.name, Mode: mode, Ino: e.place.ino(), Off: i + 1}, e.place, false) {
 				return fuse.OK
 			}
 		}
@@ -342,7 +346,7 @@ func (s *server) readDir(input *fuse.ReadIn, add func(e fuse.DirEntry, p place, 
 			mode = syscall.S_IFDIR
 		}
 		p := h.snap.at(n)
-		if !add(fuse.DirEntry{Name: e.name, Mode: mode, Ino: p.node, Off: i + 1}, p, false) {
+		if !add(fuse.DirEntry{Name: e.name, Mode: mode, Ino: p.ino(), Off: i + 1}, p, false) {
 			return fuse.OK
 		}
 	}

@@ -105,6 +105,26 @@ func (p place) remember() {
 	}
 }
 
+// ino is the inode number that programs see: below 2^32, because 32-bit programs
+// fail on larger ones, and so not the node number.
+func (p place) ino() uint64 {
+	switch {
+	case p.snap == nil:
+		return p.node
+	case p.entry == 0:
+		return p.snap.coll.ino
+	}
+	return p.snap.ino + uint64(p.entry)
+}
+
+// firstIno leaves room for the fixed part, whose numbers are the node numbers.
+const firstIno = 1 << 16
+
+// inodes reserves n inode numbers and returns the first.
+func (s *server) inodes(n int) uint64 {
+	return firstIno + s.nextIno.Add(uint64(n)) - uint64(n)
+}
+
 // Forget implements fuse.RawFileSystem.
 func (s *server) Forget(node, n uint64) {
 	s.stats.ops[opForget].count.Add(1)

@@ -169,14 +169,16 @@ func (r *blockReader) readAhead(segs *segments, current int, ahead *readAhead) {
 	here := segs.list[current].Locator.Hash()
 	var bytes int64
 	blocks := 0
-	for i := current + 1; i < len(segs.list) && blocks < aheadBlocks && bytes < aheadBytes; i++ {
+	for i := current + 1; i < len(segs.list) && blocks < aheadBlocks; i++ {
 		loc := segs.list[i].Locator
 		if loc.Hash() == here {
 			continue
 		}
 		here = loc.Hash()
 		blocks++
-		bytes += loc.Size()
+		if bytes += loc.Size(); bytes > aheadBytes {
+			return
+		}
 		if ahead.done.Load() < int64(i) {
 			ahead.done.Store(int64(i))
 			r.prefetch.Prefetch(loc)

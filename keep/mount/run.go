@@ -73,11 +73,13 @@ func Run(ctx context.Context, opts Options, b Backend, ready func(), stderr io.W
 	go func() { defer close(served); fs.Serve() }()
 
 	device := ""
-	if mounts, err := fuseMounts(opts.Mountpoint); err == nil && len(mounts) > 0 {
+	if mounts, err := fuseMounts(opts.Mountpoint); len(mounts) > 0 {
 		device = mounts[len(mounts)-1].device
 		if err := setReadAhead(device, readAheadBytes); err != nil {
 			lg.debugf("read-ahead stays small: %v", err)
 		}
+	} else {
+		lg.warningf("mount %s is not in the table of mounts (%v)", opts.Mountpoint, err)
 	}
 	if opts.StatsInterval > 0 {
 		s.background(func(ctx context.Context) {
@@ -90,19 +92,21 @@ func Run(ctx context.Context, opts Options, b Backend, ready func(), stderr io.W
 	ready()
 
 	select {
-	case <-served: // somebody else unmounted
-		return nil
+	case <-served: // somebody unmounted, or aborted the connection
 	case <-ctx.Done():
 	}
 	return end(opts.Mountpoint, device, served)
 }
 
-// end unmounts. Lazily: programs that still use the mount must not delay it.
-// They, and their requests, are then cut off.
+// end unmounts, if that has not been done. Lazily: programs that still use the
+// mount must not delay it. They, and their requests, are then cut off.
 func end(mountpoint, device string, served <-chan struct{}) error {
-	err := unix.Unmount(mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-	if err == unix.EINVAL || err == unix.ENOENT {
-		err = nil // was not mounted any more
+	mounts, err := fuseMounts(mountpoint)
+	if n := len(mounts); n > 0 && mounts[n-1].device == device {
+		err = unix.Unmount(mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if err == unix.EINVAL {
+			err = nil // somebody was faster
+		}
 	}
 	if err != nil {
 		err = fmt.Errorf("unmount %s: %w", mountpoint, err)

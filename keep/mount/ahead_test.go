@@ -1,0 +1,192 @@
+package mount
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// watchGets puts a proxy before the keepstore and tells which blocks were asked
+// for.
+func watchGets(w *world) (asked func(locator string) bool) {
+	var mu sync.Mutex
+	seen := map[string]bool{}
+	old := w.url
+	w.url = newHTTPServer(w.t, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		seen[r.URL.Path[1:33]] = true
+		mu.Unlock()
+		resp, err := http.Get(old + r.URL.Path + "?api_token=" + token)
+		if err != nil {
+			rw.WriteHeader(500)
+			return
+		}
+		defer resp.Body.Close()
+		rw.Header().Set("Content-Length", resp.Header.Get("Content-Length"))
+		_, _ = io.Copy(rw, resp.Body)
+	}))
+	return func(locator string) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return seen[locator[:32]]
+	}
+}
+
+// Somebody who reads a file through finds the next blocks already there;
+// somebody who looks at its head does not cause them to be fetched.
+func TestReadAhead(t *testing.T) {
+	w := newWorld(t)
+	var locs []string
+	manifest := "."
+	for i := range 5 {
+		locs = append(locs, w.put(testBytes(uint64(i), 40<<20)))
+		manifest += " " + locs[i]
+	}
+	pdh := w.publish(fmt.Sprintf("%s 0:%d:f\n", manifest, 5*40<<20), time.Now().Add(time.Hour))
+	asked := watchGets(w)
+	w.mount()
+	f, err := os.Open(w.path("by_id", pdh, "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := io.ReadFull(f, make([]byte, 100)); err != nil {
+		t.Fatal(err)
+	}
+	if asked(locs[1]) {
+		t.Error("the second block was fetched for a look at the head")
+	}
+	if _, err := io.ReadFull(f, make([]byte, 4<<20)); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the next blocks to be fetched", func() bool { return asked(locs[1]) && asked(locs[2]) })
+	if asked(locs[4]) {
+		t.Error("the last block was fetched much too early")
+	}
+}
+
+// The same for the small files of a directory, read one after the other.
+func TestReadAheadSmallFiles(t *testing.T) {
+	w := newWorld(t)
+	first, second := w.put(testBytes(1, 100_000)), w.put(testBytes(2, 100_000))
+	var manifest strings.Builder
+	manifest.WriteString(". " + first + " " + second)
+	for i := range 200 {
+		fmt.Fprintf(&manifest, " %d:1000:file-%03d", i*1000, i)
+	}
+	manifest.WriteString("\n")
+	pdh := w.publish(manifest.String(), time.Now().Add(time.Hour))
+	asked := watchGets(w)
+	w.mount()
+	for i := range 95 {
+		if _, err := os.ReadFile(w.path("by_id", pdh, fmt.Sprintf("file-%03d", i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	waitFor(t, "the second block to be fetched", func() bool { return asked(second) })
+}
+
+// A store that is not in memory is read in ranges.
+func TestReadWithoutSharing(t *testing.T) {
+	t.Setenv("MOUNT_TEST_COPY", "1")
+	TestContent(t)
+}
+
+// Inode numbers are those of the listing, distinct, and fit 32-bit programs.
+func TestInodeNumbers(t *testing.T) {
+	w := newWorld(t)
+	loc := w.put([]byte("foobar"))
+	w.mount()
+	seen := map[uint64]string{}
+	for _, name := range []string{"a", "b"} {
+		pdh := w.publish(". "+loc+" 0:3:"+name+" 3:3:dir/bar\n", time.Now().Add(time.Hour))
+		if _, err := os.Stat(w.path("by_id", pdh)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err := filepath.WalkDir(w.dir, func(path string, d os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := os.Lstat(path)
+		if err != nil {
+			return err
+		}
+		ino := info.Sys().(*syscall.Stat_t).Ino
+		if seen[ino] != "" || ino == 0 || ino >= 1<<32 {
+			t.Errorf("%s has number %d, like %q", path, ino, seen[ino])
+		}
+		seen[ino] = path
+		return nil
+	})
+	if err != nil || len(seen) != 13 {
+		t.Errorf("%d files, %v", len(seen), err)
+	}
+	for ino, path := range seen {
+		if path == w.dir {
+			continue
+		}
+		if got := listedIno(t, filepath.Dir(path), filepath.Base(path)); got != ino {
+			t.Errorf("%s: number %d in the listing, %d in stat", path, got, ino)
+		}
+	}
+}
+
+func listedIno(t *testing.T, dir, name string) uint64 {
+	t.Helper()
+	fd, err := unix.Open(dir, unix.O_DIRECTORY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	buf := make([]byte, 8192)
+	n, err := unix.Getdents(fd, buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for buf = buf[:n]; len(buf) > 0; {
+		ino := *(*uint64)(unsafe.Pointer(&buf[0]))
+		reclen := *(*uint16)(unsafe.Pointer(&buf[16]))
+		if got, _, _ := strings.Cut(string(buf[19:reclen]), "\x00"); got == name {
+			return ino
+		}
+		buf = buf[reclen:]
+	}
+	return 0
+}
+
+// Aborting the connection, as an administrator may, ends the server, and it
+// takes its mount along.
+func TestAborted(t *testing.T) {
+	w := newWorld(t)
+	w.mount()
+	mounts, err := fuseMounts(w.dir)
+	if err != nil || len(mounts) != 1 || mounts[0].fstype != "fuse.arv-mount" {
+		t.Fatalf("%+v %v", mounts, err)
+	}
+	kb, err := os.ReadFile("/sys/class/bdi/" + mounts[0].device + "/read_ahead_kb")
+	if err != nil || string(kb) != "1024\n" {
+		t.Errorf("kernel read-ahead: %q %v", kb, err)
+	}
+	if err := abortConnection(mounts[0].device); err != nil {
+		t.Fatal(err)
+	}
+	<-w.exited
+	if w.mounted() {
+		t.Errorf("still mounted\n%s", w.stderr)
+	}
+	if err := abortConnection("8:0"); err == nil || !regexp.MustCompile("not that of a FUSE").MatchString(err.Error()) {
+		t.Errorf("abort of a disk: %v", err)
+	}
+}
