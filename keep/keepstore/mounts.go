@@ -1,9 +1,7 @@
 package keepstore
 
 import (
-	"bytes"
 	"context"
-	"crypto/md5"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+
+	"crunch-oci/keep"
 )
 
 // mount is a volume as this server may use it.
@@ -61,33 +61,23 @@ func newMount(cfg *Config, v VolumeConfig) (*mount, error) {
 	return m, nil
 }
 
-// probeOrder sorts mounts for a block: by class priority, then by ascending
-// md5(HASH + last 15 characters of the UUID) — ascending, unlike the order in
-// which clients probe servers.
+// probeOrder returns mounts in the order in which a block is looked for, and
+// written.
 func probeOrder(mounts []*mount, hash string) []*mount {
-	type weighted struct {
-		m *mount
-		w [md5.Size]byte
+	if len(mounts) == 1 {
+		return mounts
 	}
-	ws := make([]weighted, len(mounts))
+	keys := make([]keep.Mount, len(mounts))
+	byUUID := make(map[string]*mount, len(mounts))
 	for i, m := range mounts {
-		id := m.uuid
-		if len(id) == 27 {
-			id = id[12:]
-		}
-		ws[i] = weighted{m, md5.Sum([]byte(hash + id))}
+		keys[i] = keep.Mount{UUID: m.uuid, Priority: m.priority}
+		byUUID[m.uuid] = m
 	}
-	sort.SliceStable(ws, func(i, j int) bool {
-		if a, b := ws[i].m.priority, ws[j].m.priority; a != b {
-			return a > b
-		}
-		return bytes.Compare(ws[i].w[:], ws[j].w[:]) < 0
-	})
-	out := make([]*mount, len(ws))
-	for i, w := range ws {
-		out[i] = w.m
+	ordered := make([]*mount, len(mounts))
+	for i, k := range keep.MountOrder(hash, keys) {
+		ordered[i] = byUUID[k.UUID]
 	}
-	return out
+	return ordered
 }
 
 // stored counts what a PUT has achieved.
