@@ -38,13 +38,21 @@ $(PC)/libseccomp.pc:
 build: build-deps ## build ./crunch-run for this machine
 	go build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o crunch-run ./cmd/crunch-run
 
+# gcc looks for start files and libraries beside itself before it looks into a
+# sysroot, unless -B and -L point there.
+SYSROOT := $(CURDIR)/$(B)/sysroot
+SYSROOT_LIB := $(SYSROOT)/usr/lib/x86_64-linux-gnu
+SYSROOT_FLAGS := --sysroot=$(SYSROOT) -B$(SYSROOT_LIB) -L$(SYSROOT_LIB) -L$(SYSROOT)/lib/x86_64-linux-gnu
+
 .PHONY: release
-release: build-deps ## build build/crunch-run for any x86-64 node (glibc 2.24 or newer), and check it
-	scripts/sysroot.sh $(B)/sysroot
-	CGO_CFLAGS="-O2 -g --sysroot=$(CURDIR)/$(B)/sysroot" CGO_LDFLAGS="--sysroot=$(CURDIR)/$(B)/sysroot" \
-	go build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS) -linkmode external' -o build/crunch-run ./cmd/crunch-run
+release: build-deps $(B)/sysroot/.complete ## build build/crunch-run for any x86-64 node (glibc 2.24 or newer), and check it
+	CGO_CFLAGS="-O2 -g $(SYSROOT_FLAGS)" CGO_LDFLAGS="$(SYSROOT_FLAGS)" \
+	go build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS) -linkmode external -extldflags "$(SYSROOT_FLAGS)"' -o build/crunch-run ./cmd/crunch-run
 	scripts/check-binary.sh build/crunch-run
 	cp LICENSE LICENSES/LGPL-2.1.txt build/
+
+$(B)/sysroot/.complete: scripts/sysroot.sh $(PC)/libseccomp.pc
+	scripts/sysroot.sh $(B)/sysroot
 
 .PHONY: static
 static: build-deps ## build build/crunch-run-static: no libraries at all (no NVIDIA GPUs)
@@ -58,9 +66,9 @@ run: ## run a first container: a small Debian busybox image, an input, an output
 	@scripts/demo.sh
 
 .PHONY: test
-test: ## run every test, as root, with real containers
+test: ## static checks, the release build, and every test, as root, with real containers
 	@scripts/deps.sh build run test
-	@$(MAKE) --no-print-directory build
+	@$(MAKE) --no-print-directory build lint release
 	go test -tags $(TAGS) -race -timeout 20m ./...
 
 .PHONY: test-quick

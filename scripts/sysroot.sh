@@ -4,7 +4,6 @@
 # the mirror apt is configured with; DIR's name is final only when it is whole.
 set -eu
 dir=$(realpath -m "$1")
-[ -e "$dir/.complete" ] && exit 0
 
 mirror=$(apt-get indextargets --format '$(REPO_URI) $(COMPONENT)' 'Created-By: Packages' | awk '$2 == "main" && $1 !~ /security/ { print $1; exit }')
 [ -n "$mirror" ] || { echo "sysroot.sh: apt has no Debian mirror configured (run apt-get update)" >&2; exit 1; }
@@ -20,6 +19,10 @@ apt="apt-get -qq -o Dir::Etc::sourcelist=$tmp/apt/sources.list -o Dir::Etc::sour
 $apt update
 (cd "$tmp/debs" && $apt download libc6 libc6-dev linux-libc-dev libcrypt1 libcrypt-dev)
 for deb in "$tmp"/debs/*.deb; do dpkg -x "$deb" "$tmp/root"; done
+# Absolute links would lead out of the sysroot.
+find "$tmp/root" -type l -lname '/*' | while read -r link; do
+	ln -sfnr "$tmp/root$(readlink "$link")" "$link"
+done
 # libseccomp's interface has not changed since; this machine's static library is
 # linked, and libc symbols in it resolve against the older libc.
 cp /usr/include/seccomp.h /usr/include/seccomp-syscalls.h "$tmp/root/usr/include/"

@@ -109,7 +109,7 @@ func (v *view) progress(title string, total int64) *bar {
 	if v.terminal {
 		b.show = progressbar.NewOptions64(total,
 			progressbar.OptionSetWriter(v.stderr), progressbar.OptionSetDescription(title),
-			progressbar.OptionShowBytes(true), progressbar.OptionUseIECUnits(true), progressbar.OptionFullWidth(),
+			progressbar.OptionShowBytes(true), progressbar.OptionUseIECUnits(true), progressbar.OptionSetWidth(30),
 			progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionClearOnFinish(), progressbar.OptionShowElapsedTimeOnFinish())
 	}
 	return b
