@@ -18,6 +18,10 @@ that clients need:
 
   crunch-run cluster --dir /srv/arvados > env.sh &
   . ./env.sh
+
+ARVADOS_API_TOKEN is an ordinary user's, who stores collections and submits
+container requests. ARVADOS_DISPATCHER_TOKEN is for a dispatcher: with it in the
+place of the other, containers are locked and supervisors run.
 `
 
 // runCluster keeps an embedded cluster running.
@@ -41,7 +45,8 @@ func runCluster(args []string, stdout, stderr io.Writer) int {
 	if err != nil {
 		return fail(stderr, 1, "crunch-run cluster: %v", err)
 	}
-	for _, kv := range cluster.Env() {
+	env := append(cluster.Env(), "ARVADOS_DISPATCHER_TOKEN="+cluster.DispatcherToken())
+	for _, kv := range env {
 		k, v, _ := strings.Cut(kv, "=")
 		fmt.Fprintf(stdout, "export %s='%s'\n", k, strings.ReplaceAll(v, "'", `'\''`))
 	}
