@@ -1,0 +1,528 @@
+package main_test
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"crunch-oci/arvados"
+)
+
+// insideContainer waits for the container's first process and returns the
+// path by which this test reaches the container's root.
+func insideContainer(t testing.TB, n *node) string {
+	t.Helper()
+	var root string
+	waitFor(t, "a program in the container", func() bool {
+		for _, p := range n.processes() {
+			if p.contained && !strings.Contains(p.command, "init") {
+				root = fmt.Sprintf("/proc/%d/root", p.pid)
+				return true
+			}
+		}
+		return false
+	})
+	return root
+}
+
+// untilTold is a shell command that waits for release.
+const untilTold = "until [ -e /out/go ]; do sleep 0.02; done; rm /out/go; "
+
+// release lets a container that waits go on.
+func release(t testing.TB, n *node) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(insideContainer(t, n), "out/go"), nil, 0o666); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestDispatched follows a container through the states that a dispatcher and a
+// user see, and reads what is left of it.
+func TestDispatched(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	c := startCluster(t, n)
+	request := c.request(t, c.storeTools(t), sh(untilTold+"echo hello; echo oops >&2; echo data > result.txt; exit 3"), attrs{
+		"environment": attrs{"FROM_RECORD": "yes"},
+	})
+	uuid := request.ContainerUUID
+	c.lock(t, uuid)
+	const instance = `{"Name":"m5.large","Price":3600.5,"RAM":8000000000}`
+	p := n.start(t, run{args: []string{uuid}, env: append(c.supervisorEnv(), "InstanceType="+instance)})
+
+	waitFor(t, "state Running", func() bool { return c.container(t, uuid).State == arvados.StateRunning })
+	if log := c.log(t, c.container(t, uuid), "crunch-run.txt"); !strings.Contains(log, "Executing container: "+uuid) {
+		t.Errorf("the log of a running container lacks its beginning:\n%s", log)
+	}
+	release(t, n)
+	record := c.finished(t, n, p, uuid, 0, arvados.StateComplete)
+
+	if record.ExitCode == nil || *record.ExitCode != 3 {
+		t.Errorf("exit code %v, want 3", record.ExitCode)
+	}
+	if record.Cost <= 0 || record.StartedAt == nil || record.FinishedAt == nil {
+		t.Errorf("cost %v, started %v, finished %v", record.Cost, record.StartedAt, record.FinishedAt)
+	}
+	if got := c.files(t, record.Output); !maps.Equal(got, map[string]string{"result.txt": "data\n"}) {
+		t.Errorf("output %q", got)
+	}
+	logs := c.logs(t, record)
+	want := []string{"container.json", "crunch-run.txt", "crunchstat.txt", "hoststat.txt", "node-info.txt", "node.json", "stderr.txt", "stdout.txt"}
+	if got := slices.Sorted(maps.Keys(logs)); !slices.Equal(got, want) {
+		t.Errorf("log files %q, want %q", got, want)
+	}
+	if stamped(t, logs["stdout.txt"]) != "hello\n" || stamped(t, logs["stderr.txt"]) != "oops\n" || logs["node.json"] != instance {
+		t.Errorf("stdout.txt %q, stderr.txt %q, node.json %q", logs["stdout.txt"], logs["stderr.txt"], logs["node.json"])
+	}
+	for _, name := range []string{"crunchstat.txt", "hoststat.txt"} {
+		if !strings.Contains(stamped(t, logs[name]), "mem ") {
+			t.Errorf("%s has no line about memory:\n%s", name, logs[name])
+		}
+	}
+	mustSayInOrder(t, stamped(t, logs["crunch-run.txt"]),
+		"crunch-run "+testVersion, "Executing container: "+uuid, "Fetching Docker image from collection '"+record.ContainerImage+"'",
+		"Using Docker image id \""+toolsImage(t).id()+"\"", "Loading Docker image from keep", "Starting container\n",
+		"Waiting for container to finish\n", "Container exited with status code 3\n", "copying \"result.txt\" (5 bytes)", "\nComplete\n")
+	if !strings.HasSuffix(logs["crunch-run.txt"], "Z Complete\n") {
+		t.Errorf("crunch-run.txt does not end with the final state:\n%s", logs["crunch-run.txt"])
+	}
+
+	final, err := c.user.GetContainerRequest(t.Context(), request.UUID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if final.State != arvados.RequestFinal || final.OutputUUID == "" || final.LogUUID == "" {
+		t.Errorf("request is %s, output %q, log %q", final.State, final.OutputUUID, final.LogUUID)
+	}
+}
+
+// mustSayInOrder fails the test unless text contains all phrases in their order.
+func mustSayInOrder(t testing.TB, text string, phrases ...string) {
+	t.Helper()
+	rest := text
+	for _, p := range phrases {
+		_, after, found := strings.Cut(rest, p)
+		if !found {
+			t.Errorf("%q is missing, or out of order, in:\n%s", p, text)
+			return
+		}
+		rest = after
+	}
+}
+
+// The dispatcher in the cloud gives everything on standard input.
+func TestStdinConfig(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	c := startCluster(t, n)
+	uuid := c.submit(t, c.storeTools(t), sh("env; cat"), attrs{"environment": attrs{"FROM_RECORD": "yes"}})
+	env := map[string]string{"SECRET_OF_THE_NODE": "hidden"}
+	for _, kv := range c.supervisorEnv() {
+		k, v, _ := strings.Cut(kv, "=")
+		env[k] = v
+	}
+	message := mustJSON(map[string]any{"Env": env, "KeepBuffers": 0, "Cluster": map[string]any{"ClusterID": "zzzzz", "Unknown": 1}})
+	p := n.start(t, run{args: []string{"-stdin-config", "-runtime-engine=singularity", uuid}, stdin: strings.NewReader(string(message) + "\ntrailing")})
+	record := c.finished(t, n, p, uuid, 0, arvados.StateComplete)
+	out := stamped(t, c.log(t, record, "stdout.txt"))
+	for _, want := range []string{"FROM_RECORD=yes\n", "FROM_IMAGE=yes\n", "PATH=/bin\n", "HOME=/root\n"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("environment lacks %q:\n%s", want, out)
+		}
+	}
+	for _, bad := range []string{"SECRET_OF_THE_NODE", "ARVADOS", "CRUNCH", "TMPDIR"} {
+		if strings.Contains(out, bad) {
+			t.Errorf("environment has %s:\n%s", bad, out)
+		}
+	}
+}
+
+func TestStandardStreams(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	c := startCluster(t, n)
+	image := c.storeTools(t)
+	input := c.store(t, map[string][]byte{"deep/in put.txt": []byte("line 1\nline 2\x00\xff")})
+	out := attrs{"kind": "tmp", "capacity": 1 << 20}
+	tests := map[string]struct {
+		mounts         attrs
+		stdout, stderr string // in the output, "" in the log
+		wantOut        string
+	}{
+		"files and a collection": {
+			attrs{
+				"/out":   out,
+				"stdin":  attrs{"kind": "collection", "portable_data_hash": input, "path": "deep/in put.txt"},
+				"stdout": attrs{"kind": "file", "path": "/out/logs/std.out"},
+				"stderr": attrs{"kind": "file", "path": "/out/std.err"},
+			}, "logs/std.out", "std.err", "line 1\nline 2\x00\xff",
+		},
+		"json": {
+			attrs{"/out": out, "stdin": attrs{"kind": "json", "content": attrs{"b": []any{1, nil}, "a": "<&>"}}},
+			"", "", `{"a":"\u003c\u0026\u003e","b":[1,null]}`,
+		},
+		"nothing": {attrs{"/out": out}, "", "", ""},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			record := c.runOne(t, n, image, sh("cat; echo; echo done >&2"), attrs{"mounts": tt.mounts})
+			stdout, stderr := "", ""
+			if tt.stdout != "" {
+				stdout, stderr = c.file(t, record.Output, tt.stdout), c.file(t, record.Output, tt.stderr)
+				if logs := c.logs(t, record); logs["stdout.txt"] != "" || logs["stderr.txt"] != "" {
+					t.Errorf("the log has %q, %q too", logs["stdout.txt"], logs["stderr.txt"])
+				}
+			} else {
+				stdout, stderr = stamped(t, c.log(t, record, "stdout.txt")), stamped(t, c.log(t, record, "stderr.txt"))
+			}
+			if stdout != tt.wantOut+"\n" || stderr != "done\n" {
+				t.Errorf("stdout %q, stderr %q", stdout, stderr)
+			}
+		})
+	}
+}
+
+func TestMounts(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	c := startCluster(t, n)
+	image := c.storeTools(t)
+	pdh := c.store(t, map[string][]byte{"a.txt": []byte("A"), "sub/b c.txt": []byte("B"), "sub/deep/d.txt": []byte("D")})
+	request := c.request(t, image, sh(`
+		cat /in/a.txt /one.txt /cfg.json /text.txt /secret.txt
+		ls /scratch | wc -l; touch /scratch/x || exit 1
+		! touch /in/new && ! touch /cfg.json || exit 2
+		cat /out/sub/"b c.txt"
+		cp /secret.txt /out/copied-by-intent
+		echo changed >> /out/staged.txt; mkdir /out/empty; ln -s /in/sub /out/link; mkfifo /out/fifo
+	`), attrs{
+		"mounts": attrs{
+			"/out":            attrs{"kind": "tmp", "capacity": 1 << 20},
+			"/scratch":        attrs{"kind": "tmp", "capacity": 1 << 20},
+			"/in":             attrs{"kind": "collection", "portable_data_hash": pdh},
+			"/one.txt":        attrs{"kind": "collection", "portable_data_hash": pdh, "path": "/sub/b c.txt"},
+			"/out/sub":        attrs{"kind": "collection", "portable_data_hash": pdh, "path": "sub"},
+			"/cfg.json":       attrs{"kind": "json", "content": attrs{"n": 5}},
+			"/text.txt":       attrs{"kind": "text", "content": "some text\n"},
+			"/out/staged.txt": attrs{"kind": "text", "content": "staged\n"},
+		},
+		"secret_mounts": attrs{
+			"/secret.txt":     attrs{"kind": "text", "content": "s3cr3t-w0rd\n"},
+			"/out/secret.txt": attrs{"kind": "text", "content": "s3cr3t-w0rd\n"},
+		},
+	})
+	c.lock(t, request.ContainerUUID)
+	p := c.supervise(t, n, request.ContainerUUID)
+	record := c.finished(t, n, p, request.ContainerUUID, 0, arvados.StateComplete)
+	if record.ExitCode == nil || *record.ExitCode != 0 {
+		t.Fatalf("exit code %v: %s", record.ExitCode, c.log(t, record, "stderr.txt"))
+	}
+	// The three files without a line end share a line.
+	want := "AB{\"n\":5}some text\ns3cr3t-w0rd\n0\nB"
+	if got := stamped(t, c.log(t, record, "stdout.txt")); got != want {
+		t.Errorf("the container saw %q, want %q", got, want)
+	}
+	wantOut := map[string]string{
+		"sub/b c.txt": "B", "sub/deep/d.txt": "D", "link/b c.txt": "B", "link/deep/d.txt": "D",
+		"staged.txt": "staged\nchanged\n", "empty/.keep": "", "copied-by-intent": "s3cr3t-w0rd\n",
+	}
+	if got := c.files(t, record.Output); !maps.Equal(got, wantOut) {
+		t.Errorf("output %q, want %q", got, wantOut)
+	}
+	log := stamped(t, c.log(t, record, "crunch-run.txt"))
+	mustSayInOrder(t, log, "Running [arv-mount --foreground", "Skipping unsupported file type (mode 200000644) in output dir: \"/out/fifo\"")
+	for name, text := range c.logs(t, record) {
+		if name != "stdout.txt" && strings.Contains(text, "s3cr3t-w0rd") {
+			t.Errorf("%s shows the content of a secret mount", name)
+		}
+	}
+}
+
+// A mount that cannot be made is final: another node could do no better.
+func TestBadMounts(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	c := startCluster(t, n)
+	image := c.storeTools(t)
+	pdh := c.store(t, map[string][]byte{"a.txt": []byte("A")})
+	out := attrs{"kind": "tmp", "capacity": 1 << 20}
+	for name, tt := range map[string]struct {
+		mounts attrs
+		want   string
+	}{
+		"missing input": {
+			attrs{"/out": out, "/in": attrs{"kind": "collection", "portable_data_hash": pdh, "path": "no/such"}},
+			"While setting up mounts: while checking that input files exist: stat ",
+		},
+		"lost collection": {
+			attrs{"/out": out, "/in": attrs{"kind": "collection", "portable_data_hash": "00000000000000000000000000000000+99"}},
+			"While setting up mounts: while checking that input files exist: stat ",
+		},
+		"tmp in the output": {
+			attrs{"/out": out, "/out/foo": out},
+			`only mount points of kind 'collection', 'text' or 'json' are supported underneath the output_path for "/out/foo", was "tmp"`,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			uuid := c.submit(t, image, sh("echo never"), attrs{"mounts": tt.mounts})
+			record := c.finished(t, n, c.supervise(t, n, uuid), uuid, 1, arvados.StateCancelled)
+			if log := c.log(t, record, "crunch-run.txt"); !strings.Contains(log, tt.want) {
+				t.Errorf("the log lacks %q:\n%s", tt.want, log)
+			}
+		})
+	}
+}
+
+func TestOutputGlob(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	c := startCluster(t, n)
+	script := "mkdir -p a/b tmp; for f in a/1.txt a/b/2.txt a/b/2.bin tmp/x top.txt; do echo $f > $f; done"
+	record := c.runOne(t, n, c.storeTools(t), sh(script), attrs{"output_glob": []string{"**/*.txt", "tmp"}})
+	want := map[string]string{"a/1.txt": "a/1.txt\n", "a/b/2.txt": "a/b/2.txt\n", "top.txt": "top.txt\n"}
+	if got := c.files(t, record.Output); !maps.Equal(got, want) {
+		t.Errorf("output %q, want %q", got, want)
+	}
+}
+
+func TestMaxRunTime(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	c := startCluster(t, n)
+	uuid := c.submit(t, c.storeTools(t), sh("echo partial > part.txt; trap 'echo asked >&2; exit 9' TERM; sleep 1000 & wait"), attrs{
+		"scheduling_parameters": attrs{"max_run_time": 1},
+	})
+	record := c.finished(t, n, c.supervise(t, n, uuid), uuid, 0, arvados.StateCancelled)
+	if record.ExitCode == nil || *record.ExitCode != 9 || record.Output != "" {
+		t.Errorf("exit code %v, output %q; want 9 and none", record.ExitCode, record.Output)
+	}
+	if stderr := stamped(t, c.log(t, record, "stderr.txt")); stderr != "asked\n" {
+		t.Errorf("stderr %q", stderr)
+	}
+	log := stamped(t, c.log(t, record, "crunch-run.txt"))
+	mustSayInOrder(t, log, "maximum run time exceeded. Stopping container.\n", "stopping container\n", "Container exited with status code 9\n", "copying \"part.txt\"", "\nCancelled\n")
+	if strings.Contains(log, "caught signal") {
+		t.Errorf("nobody sent a signal:\n%s", log)
+	}
+}
+
+// Workflow runners try again with more memory when they read the words "out of
+// memory", so they must be there exactly when memory ran out.
+func TestOutOfMemory(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	c := startCluster(t, n)
+	image := c.storeTools(t)
+	small := attrs{"runtime_constraints": attrs{"vcpus": 1, "ram": 64 << 20}}
+	for name, tt := range map[string]struct {
+		command []string
+		code    int
+		oom     bool
+	}{
+		"first process": {[]string{"probe", "eat", "200"}, 137, true},
+		"a child":       {sh("probe eat 200; echo child ended with $?; exit 5"), 5, true},
+		"enough":        {[]string{"probe", "eat", "20"}, 0, false},
+		"killed":        {sh("sh -c 'kill -9 $$'; exit $?"), 137, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			record := c.runOne(t, n, image, tt.command, small)
+			if record.ExitCode == nil || *record.ExitCode != tt.code {
+				t.Errorf("exit code %v, want %d", record.ExitCode, tt.code)
+			}
+			log := c.log(t, record, "crunch-run.txt")
+			if strings.Contains(strings.ToLower(log), "out of memory") != tt.oom {
+				t.Errorf("out of memory: want %v in\n%s", tt.oom, log)
+			}
+		})
+	}
+}
+
+// A supervisor whose container is not Locked must not touch the record.
+func TestWrongState(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	c := startCluster(t, n)
+	image := c.storeTools(t)
+	running := c.submit(t, image, sh("true"), nil)
+	if err := c.dispatch.UpdateContainer(t.Context(), running, map[string]any{"state": arvados.StateRunning}); err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct{ uuid, want string }{
+		"Queued":   {c.request(t, image, sh("true"), nil).ContainerUUID, "Not locked by your token"},
+		"Running":  {running, fmt.Sprintf("dispatch error detected: container %q has state \"Running\"", running)},
+		"Complete": {c.runOne(t, n, image, sh("true"), nil).UUID, "Not locked by your token"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := string(c.container(t, tt.uuid).Raw)
+			p := c.supervise(t, n, tt.uuid)
+			if code := p.wait(t); code != 1 || !strings.Contains(p.stderr.String(), tt.want) {
+				t.Errorf("exit code %d, want 1 and %q on stderr:\n%s", code, tt.want, p.stderr.String())
+			}
+			n.mustBeClean(t)
+			if after := string(c.container(t, tt.uuid).Raw); after != before {
+				t.Errorf("the record was changed from\n%s\nto\n%s", before, after)
+			}
+		})
+	}
+}
+
+// A command that does not exist fails on every node.
+func TestCannotStart(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	c := startCluster(t, n)
+	uuid := c.submit(t, c.storeTools(t), []string{"no-such-program"}, nil)
+	record := c.finished(t, n, c.supervise(t, n, uuid), uuid, 1, arvados.StateCancelled)
+	if record.ExitCode != nil {
+		t.Errorf("exit code %d of a program that never ran", *record.ExitCode)
+	}
+	mustSayInOrder(t, c.log(t, record, "crunch-run.txt"), "could not start container: ",
+		`Possible causes: command "no-such-program" is missing, the interpreter given in #! is missing, or script has Windows line endings.`)
+}
+
+// A container with API access finds its cluster and is its user.
+func TestAPIAccess(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	c := startCluster(t, n)
+	image := c.storeTools(t)
+	constraints := attrs{"runtime_constraints": attrs{"vcpus": 1, "ram": 256 << 20, "API": true}}
+	uuid := c.submit(t, image, sh("probe whoami; echo kept > kept.txt"), constraints)
+	record := c.finished(t, n, c.supervise(t, n, uuid, "-container-network-mode=host"), uuid, 0, arvados.StateComplete)
+	me, err := c.user.CurrentUser(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out := stamped(t, c.log(t, record, "stdout.txt")); out != "200 "+me.UUID+"\n" {
+		t.Errorf("the API answered %q, want 200 and %s; stderr: %s", out, me.UUID, c.log(t, record, "stderr.txt"))
+	}
+	// The CA bundle is bound into the container, so there is only one file.
+	if got := c.files(t, record.Output); !maps.Equal(got, map[string]string{"kept.txt": "kept\n"}) {
+		t.Errorf("output %q", got)
+	}
+}
+
+// Without API access there is no network but the loopback interface.
+func TestNoNetwork(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	c := startCluster(t, n)
+	record := c.runOne(t, n, c.storeTools(t), sh("ls /sys/class/net; hostname; cat /proc/net/route | wc -l"), nil)
+	want := "lo\n" + record.UUID[len(record.UUID)-12:] + "\n1\n"
+	if got := stamped(t, c.log(t, record, "stdout.txt")); got != want {
+		t.Errorf("the container saw %q, want %q", got, want)
+	}
+}
+
+// As many lines as a chatty program writes, and one as long as it likes: all of
+// it is in the log, each line with one time stamp.
+func TestFlood(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	c := startCluster(t, n)
+	const lines, long = 2_000_000, 10 << 20
+	uuid := c.submit(t, c.storeTools(t), sh(fmt.Sprintf("probe flood %d; probe line %d >&2", lines, long)), nil)
+	record := c.finishedQuietly(t, n, c.supervise(t, n, uuid), uuid)
+	f, err := c.collection(t, record.Log).Open("stdout.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	const stamp = len("2006-01-02T15:04:05.000000000Z ")
+	if want := int64(lines * (100 + stamp)); f.Size() != want {
+		t.Errorf("stdout.txt has %d bytes, want %d", f.Size(), want)
+	}
+	checkLines(t, f, lines, stamp)
+	stderr := c.log(t, record, "stderr.txt")
+	if len(stderr) != stamp+long+1 || strings.Count(stderr, "x") != long {
+		t.Errorf("the long line has %d bytes in the log, want %d", len(stderr), stamp+long+1)
+	}
+}
+
+// A stop before the container is Running gives it back to the queue, whatever
+// slow thing is being waited for.
+func TestStoppedBeforeRunning(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	c := startCluster(t, n)
+	uuid := c.submit(t, c.storeTools(t), sh("echo never"), nil)
+	slow := newSlowKeep(t, c)
+	p := n.start(t, run{args: []string{uuid}, env: append(c.supervisorEnv(), "ARVADOS_KEEP_SERVICES="+slow.URL)})
+	slow.reading(t)
+	p.signal(t, syscall.SIGTERM)
+	record := c.finished(t, n, p, uuid, 0, arvados.StateQueued)
+	if !strings.Contains(p.stderr.String(), "caught signal: terminated") {
+		t.Errorf("stderr does not name the signal:\n%s", p.stderr.String())
+	}
+	slow.release()
+	if images, _ := os.ReadDir(filepath.Join(n.store(), "images")); len(images) != 0 {
+		t.Errorf("an image that was not unpacked is in the store: %v", images)
+	}
+	// The next dispatcher takes it from there.
+	c.lock(t, uuid)
+	record = c.finished(t, n, c.supervise(t, n, uuid), uuid, 0, arvados.StateComplete)
+	if out := stamped(t, c.log(t, record, "stdout.txt")); out != "never\n" {
+		t.Errorf("stdout %q", out)
+	}
+}
+
+// A dispatcher that starts a second supervisor for a container does no harm.
+func TestOneSupervisorPerContainer(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	c := startCluster(t, n)
+	uuid := c.submit(t, c.storeTools(t), sh(untilTold+"echo once"), nil)
+	first := c.supervise(t, n, uuid)
+	waitFor(t, "state Running", func() bool { return c.container(t, uuid).State == arvados.StateRunning })
+	insideContainer(t, n)
+	second := c.supervise(t, n, uuid)
+	if code := second.wait(t); code != 1 {
+		t.Errorf("the second supervisor ended with %d, want 1", code)
+	}
+	release(t, n)
+	record := c.finished(t, n, first, uuid, 0, arvados.StateComplete)
+	if out := stamped(t, c.log(t, record, "stdout.txt")); out != "once\n" {
+		t.Errorf("stdout %q", out)
+	}
+}
+
+// Limits of CPU, memory and processes are those of the record and the site.
+func TestLimits(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	c := startCluster(t, n)
+	uuid := c.submit(t, c.storeTools(t), sh(untilTold), attrs{"runtime_constraints": attrs{"vcpus": 2, "ram": 100 << 20}})
+	p := c.supervise(t, n, uuid, "-pids-limit=77")
+	pid, err := strconv.Atoi(strings.Split(insideContainer(t, n), "/")[2])
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{
+		"memory/memory.limit_in_bytes": fmt.Sprint(100 << 20), "pids/pids.max": "77",
+		"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000",
+	}
+	if groupsText := readFile(t, fmt.Sprintf("/proc/%d/cgroup", pid)); !strings.Contains(groupsText, ":memory:") {
+		t.Log("no cgroup v1 memory controller; the limits are not looked at here")
+	} else {
+		for file, value := range want {
+			controller, name, _ := strings.Cut(file, "/")
+			for line := range strings.Lines(groupsText) {
+				f := strings.SplitN(strings.TrimSpace(line), ":", 3)
+				if !slices.Contains(strings.Split(f[1], ","), controller) {
+					continue
+				}
+				if got := strings.TrimSpace(readFile(t, filepath.Join("/sys/fs/cgroup", controller, f[2], name))); got != value {
+					t.Errorf("%s is %s, want %s", file, got, value)
+				}
+			}
+		}
+	}
+	release(t, n)
+	c.finished(t, n, p, uuid, 0, arvados.StateComplete)
+}
