@@ -76,10 +76,19 @@ type listenAddr struct {
 	api, keep net.Listener
 }
 
-func (a listenAddr) host() string { return a.api.Addr().(*net.TCPAddr).IP.String() }
-func (a listenAddr) keepPort() int {
-	return a.keep.Addr().(*net.TCPAddr).Port
+// host is an address that clients on this machine can connect to.
+func (a listenAddr) host() string {
+	if ip := a.api.Addr().(*net.TCPAddr).IP; !ip.IsUnspecified() {
+		return ip.String()
+	}
+	return "127.0.0.1"
 }
+
+func (a listenAddr) apiHost() string {
+	return net.JoinHostPort(a.host(), strconv.Itoa(a.api.Addr().(*net.TCPAddr).Port))
+}
+
+func (a listenAddr) keepPort() int { return a.keep.Addr().(*net.TCPAddr).Port }
 
 var clusterIDPattern = regexp.MustCompile(`^[a-z0-9]{5}$`)
 
@@ -296,14 +305,14 @@ func (c *Cluster) Close() error {
 }
 
 // Host is the address of the API, for ARVADOS_API_HOST.
-func (c *Cluster) Host() string { return c.addrs[0].api.Addr().String() }
+func (c *Cluster) Host() string { return c.addrs[0].apiHost() }
 
 // HostAt is the address of the API at one of Options.AlsoListen, "" for any
 // other host.
 func (c *Cluster) HostAt(host string) string {
 	for _, a := range c.addrs {
 		if a.host() == host {
-			return a.api.Addr().String()
+			return a.apiHost()
 		}
 	}
 	return ""

@@ -86,6 +86,18 @@ func TestSecondAddress(t *testing.T) {
 	}
 }
 
+func TestAllAddresses(t *testing.T) {
+	for _, listen := range []string{"0.0.0.0:0", "[::]:0", "localhost:0"} {
+		c := start(t, Options{Listen: listen})
+		cl := clientOf(t, c, c.UserToken())
+		cl.must("GET", "users/current", nil)
+		cl.put("x")
+		item := cl.must("GET", "keep_services/accessible", nil)["items"].([]any)[0].(map[string]any)
+		cl.keep = fmt.Sprintf("http://%v:%v", item["service_host"], item["service_port"])
+		cl.put("x")
+	}
+}
+
 func BenchmarkStartExisting(b *testing.B) {
 	dir := b.TempDir()
 	for b.Loop() {

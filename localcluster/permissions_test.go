@@ -1,8 +1,11 @@
 package localcluster
 
 import (
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"crunch-oci/localcluster/internal/store"
 )
 
 // What one ordinary user does not see of another one's, and may not do.
@@ -133,4 +136,24 @@ func TestSecretsStaySecret(t *testing.T) {
 	check()
 	own.want(403, "GET", "containers/"+container+"/secret_mounts", nil)
 	own.must("GET", "users/current", nil) // the runtime token lives on
+	// Nor are they kept where nobody looks.
+	if err := p.c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	db, err := store.Open(filepath.Join(p.c.dir, "api.sqlite"), store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if err := db.View(t.Context(), func(tx *store.Tx) error {
+		for table, uuid := range map[*store.Table]string{store.Containers: container, store.ContainerRequests: str(r, "uuid")} {
+			rec, err := tx.Get(table, uuid)
+			if err != nil || string(rec.JSON("secret_mounts")) != "{}" || rec["runtime_token"] != nil {
+				t.Errorf("%s keeps secrets: %v, %v", table.Name, rec, err)
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
 }
