@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -27,16 +26,20 @@ const killBatch = 256
 func (c *Cgroup) Kill(ctx context.Context) error {
 	const shortest, longest = time.Millisecond, 50 * time.Millisecond
 	wait := shortest
-	for {
-		if err := c.killOnce(ctx); err != nil {
-			return fmt.Errorf("kill cgroup: %w", err)
-		}
+	for first := true; ; first = false {
 		pids, err := c.Procs()
 		if err != nil {
 			return fmt.Errorf("kill cgroup: %w", err)
 		}
 		if len(pids) == 0 {
 			return nil
+		}
+		// Should the first way leave some alive, then the second: a process
+		// may be in another hierarchy only.
+		if !first || !c.killUnified() {
+			if err := c.killFrozen(ctx); err != nil {
+				return fmt.Errorf("kill cgroup: %w", err)
+			}
 		}
 		timer := time.NewTimer(wait)
 		wait = min(2*wait, longest)
@@ -50,14 +53,14 @@ func (c *Cgroup) Kill(ctx context.Context) error {
 	}
 }
 
-func (c *Cgroup) killOnce(ctx context.Context) error {
-	if dir, ok := c.Dirs[""]; ok {
-		err := os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENODEV) {
-			return err
-		}
-		// Not returning here: a process may be in another hierarchy only.
-	}
+// killUnified uses cgroup.kill, and tells whether there is one.
+func (c *Cgroup) killUnified() bool {
+	dir, ok := c.Dirs[""]
+	return ok && os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0) == nil
+}
+
+// killFrozen freezes the group, kills its processes one by one, and thaws it.
+func (c *Cgroup) killFrozen(ctx context.Context) error {
 	thaw := c.freeze(ctx)
 	defer thaw()
 	pids, err := c.Procs()

@@ -1,0 +1,137 @@
+package oci
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"crunch-oci/cgroups"
+	"crunch-oci/internal/forkthread"
+	"crunch-oci/oci/internal/libct"
+)
+
+// prepare makes the container's state directory and cgroup.
+func (c *Container) prepare(stateDir string, spec *specs.Spec) error {
+	ctr, err := libct.New(stateDir, c.id, spec)
+	if err != nil {
+		return err
+	}
+	c.ctr = ctr
+	c.tidy.Add("remove container state", func(context.Context) error { return ctr.Destroy() })
+	dirs, err := ctr.CgroupDirs()
+	if err != nil {
+		return err
+	}
+	if c.cgroup, err = cgroups.New(dirs); err != nil {
+		return err
+	}
+	// On record before it exists: whatever happens, Cleanup will find it.
+	record, err := json.Marshal(c.cgroup)
+	if err != nil {
+		return err
+	}
+	if err := writeFile(filepath.Join(stateDir, c.id, cgroupRecord), record, 0o600); err != nil {
+		return err
+	}
+	c.tidy.Add("remove cgroup", bounded(c.cgroup.Delete))
+	return c.cgroup.Create()
+}
+
+// startInit makes the container's first process and the goroutine that waits
+// for its end.
+func (c *Container) startInit(ctx context.Context, stdio Stdio) error {
+	ours, theirs, err := socketPair()
+	if err != nil {
+		return err
+	}
+	defer theirs.Close()
+	c.lifeline = ours
+	c.tidy.Add("close lifeline", func(context.Context) error { return ignoreClosed(ours.Close()) })
+
+	// Closing the lifeline ends an init that is still setting things up, and
+	// with it the call below.
+	stop := context.AfterFunc(ctx, func() { ours.Close() })
+	forkthread.Do(func() { err = c.ctr.Start(stdio.Stdin, stdio.Stdout, stdio.Stderr, theirs) })
+	stopped := !stop()
+	if err != nil {
+		if stopped {
+			return context.Cause(ctx)
+		}
+		return err
+	}
+	c.pid = c.ctr.PID()
+	go func() {
+		defer close(c.ended)
+		status, err := c.ctr.Wait()
+		c.exit, c.waitErr = exitStatus(status), err
+	}()
+	c.tidy.Add("kill the container's processes", bounded(c.Kill))
+	if stopped {
+		return context.Cause(ctx)
+	}
+	return nil
+}
+
+// bounded gives a step of the clean-up, which nothing cancels, a time limit.
+func bounded(step func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, tidyTimeout)
+		defer cancel()
+		return step(ctx)
+	}
+}
+
+func (c *Container) awaitEnd(ctx context.Context) error {
+	select {
+	case <-c.ended:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// giveTo makes the container's user the owner of a stream, so that it can open
+// /dev/stderr by name. libcontainer does so for the three streams it knows of,
+// of which standard error is not one (see libct.Init).
+func giveTo(f *os.File, uid uint32) error {
+	if f == nil {
+		return nil
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return fmt.Errorf("standard error: %w", err)
+	}
+	if st.Uid == uid || st.Mode&unix.S_IFMT == unix.S_IFCHR {
+		return nil
+	}
+	err := unix.Fchown(int(f.Fd()), int(uid), -1)
+	if err != nil && !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EROFS) {
+		return fmt.Errorf("give standard error to user %d: %w", uid, err)
+	}
+	return nil
+}
+
+// socketPair returns the ends of the lifeline; ours does not block threads.
+func socketPair() (ours, theirs *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	if err := unix.SetNonblock(fds[0], true); err != nil {
+		return nil, nil, errors.Join(os.NewSyscallError("fcntl", err), unix.Close(fds[0]), unix.Close(fds[1]))
+	}
+	return os.NewFile(uintptr(fds[0]), "lifeline"), os.NewFile(uintptr(fds[1]), "container's lifeline"), nil
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, os.ErrClosed) {
+		return nil
+	}
+	return err
+}
