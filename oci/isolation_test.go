@@ -59,7 +59,7 @@ func TestNamespacesAndProcesses(t *testing.T) {
 }
 
 func TestNetworkNoneHasLoopback(t *testing.T) {
-	got := runScript(t, "ip addr show lo | grep -c 'inet 127.0.0.1'; ip link | grep -c '^[0-9]'; grep -c . /proc/net/route; (echo hi | nc -l -p 9 >/dev/null &) ; sleep 0.1; echo | nc 127.0.0.1 9 || echo no")
+	got := runScript(t, "ip addr show lo | grep -c 'inet 127.0.0.1'; ip link | grep -c '^[0-9]'; grep -c . /proc/net/route; (echo hi | nc -l -p 9 >/dev/null &); i=0; until echo | nc 127.0.0.1 9 2>/dev/null; do i=$((i+1)); [ $i -lt 200 ] || exit 1; sleep 0.05; done")
 	if got != "1\n1\n1\nhi\n" {
 		// One interface, no route; a low port, though not a privileged one.
 		t.Errorf("got %q", got)
