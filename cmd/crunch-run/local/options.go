@@ -66,15 +66,8 @@ type options struct {
 // input is a host directory to be seen at /in/<name>.
 type input struct{ name, dir string }
 
-// errUsage marks mistakes on the command line, errHelp a call for help.
-var (
-	errUsage = errors.New("usage")
-	errHelp  = errors.New("help")
-)
-
-func usageError(format string, args ...any) error {
-	return fmt.Errorf("%w: %s", errUsage, fmt.Sprintf(format, args...))
-}
+// errHelp is a call for help.
+var errHelp = errors.New("help")
 
 // parse checks the command line as far as is possible without doing anything.
 func parse(args []string) (options, error) {
@@ -98,28 +91,28 @@ func parse(args []string) (options, error) {
 		if errors.Is(err, flag.ErrHelp) {
 			return o, errHelp
 		}
-		return o, usageError("%v", err)
+		return o, fmt.Errorf("%v", err)
 	}
 	o.command = fs.Args()
 	var err error
 	switch {
 	case o.image == "":
-		return o, usageError("--image is missing: which image tarball shall be run?")
+		return o, fmt.Errorf("--image is missing: which image tarball shall be run?")
 	case len(o.command) == 0:
-		return o, usageError("the command is missing; write it after --")
+		return o, fmt.Errorf("the command is missing; write it after --")
 	case o.vcpus < 1:
-		return o, usageError("--vcpus %d: at least 1 is needed", o.vcpus)
+		return o, fmt.Errorf("--vcpus %d: at least 1 is needed", o.vcpus)
 	case o.network == "bridge":
-		return o, usageError("--network bridge is not available yet; use none or host")
+		return o, fmt.Errorf("--network bridge is not available yet; use none or host")
 	case o.network != "none" && o.network != "host":
-		return o, usageError("--network %q: use none or host", o.network)
+		return o, fmt.Errorf("--network %q: use none or host", o.network)
 	case *gpus != 0:
-		return o, usageError("--gpus is not available yet")
+		return o, fmt.Errorf("--gpus is not available yet")
 	case !filepath.IsAbs(o.cwd):
-		return o, usageError("--cwd %q: must be an absolute path in the container", o.cwd)
+		return o, fmt.Errorf("--cwd %q: must be an absolute path in the container", o.cwd)
 	}
 	if o.ram, err = units.RAMInBytes(ram); err != nil || o.ram < 6<<20 {
-		return o, usageError("--ram %q: a size of at least 6MiB is needed, such as 512MiB or 4GB", ram)
+		return o, fmt.Errorf("--ram %q: a size of at least 6MiB is needed, such as 512MiB or 4GB", ram)
 	}
 	return o, o.checkFiles()
 }
@@ -155,17 +148,17 @@ func (o *options) checkFiles() error {
 	fi, err := os.Stat(o.image)
 	switch {
 	case err != nil:
-		return usageError("--image: %v", err)
+		return fmt.Errorf("--image: %v", err)
 	case !fi.Mode().IsRegular():
-		return usageError("--image %s: is not a regular file", o.image)
+		return fmt.Errorf("--image %s: is not a regular file", o.image)
 	}
 	for _, in := range o.inputs {
 		fi, err := os.Stat(in.dir)
 		switch {
 		case err != nil:
-			return usageError("--input %s: %v", in.name, err)
+			return fmt.Errorf("--input %s: %v", in.name, err)
 		case !fi.IsDir():
-			return usageError("--input %s: %s is not a directory", in.name, in.dir)
+			return fmt.Errorf("--input %s: %s is not a directory", in.name, in.dir)
 		}
 	}
 	if o.output == "" {
@@ -175,9 +168,9 @@ func (o *options) checkFiles() error {
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 	case err != nil:
-		return usageError("--output: %v", err)
+		return fmt.Errorf("--output: %v", err)
 	case len(entries) != 0:
-		return usageError("--output %s: is not empty; nothing in it would be safe", o.output)
+		return fmt.Errorf("--output %s: is not empty; nothing in it would be safe", o.output)
 	}
 	return nil
 }

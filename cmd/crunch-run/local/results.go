@@ -38,7 +38,7 @@ func (s *Session) fetchResults(ctx context.Context, request arvados.ContainerReq
 	}
 	res := &results{container: container, dirs: d}
 	output := request.OutputUUID
-	if output == "" {
+	if output == "" && container.ExitCode != nil {
 		if output, err = s.partialOutput(ctx, container.UUID); err != nil {
 			return nil, fmt.Errorf("look for partial output: %w", err)
 		}
