@@ -48,7 +48,7 @@ func newNode(t testing.TB) *node {
 func makeNode(dir string) (*node, error) {
 	n := &node{dir: dir, cgroup: fmt.Sprintf("e2e-%d-%d", os.Getpid(), nodeCount.Add(1))}
 	for _, d := range []string{n.store(), n.runtime(), n.locks(), n.tmp()} {
-		if err := os.Mkdir(d, 0o755); err != nil {
+		if err := os.MkdirAll(d, 0o755); err != nil {
 			return nil, err
 		}
 	}
