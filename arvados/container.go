@@ -175,7 +175,7 @@ func (c *Client) UpdateContainer(ctx context.Context, uuid string, attrs map[str
 }
 
 // ContainerRecordJSON returns the container record as a list shows it, byte for
-// byte: the content of container.json in the log.
+// byte: the content of container.json in the log. It is nil if there is none.
 func (c *Client) ContainerRecordJSON(ctx context.Context, uuid string) (json.RawMessage, error) {
 	var list struct {
 		Items []json.RawMessage `json:"items"`
@@ -186,10 +186,13 @@ func (c *Client) ContainerRecordJSON(ctx context.Context, uuid string) (json.Raw
 	if err != nil {
 		return nil, err
 	}
-	if len(list.Items) != 1 {
-		return nil, unexpected(http.MethodGet, "containers", "%d records with uuid %s instead of one", len(list.Items), uuid)
+	switch len(list.Items) {
+	case 0:
+		return nil, nil
+	case 1:
+		return list.Items[0], nil
 	}
-	return list.Items[0], nil
+	return nil, unexpected(http.MethodGet, "containers", "%d records with uuid %s instead of one", len(list.Items), uuid)
 }
 
 // ContainerAuth returns the token record of a container that was locked with

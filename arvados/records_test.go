@@ -161,8 +161,12 @@ func TestContainerRecordJSON(t *testing.T) {
 		t.Errorf("%s %v", raw, err)
 	}
 	answer = `{"items":[]}`
+	if raw, err := c.ContainerRecordJSON(context.Background(), "zzzzz-dz642-000000000000001"); raw != nil || err != nil {
+		t.Errorf("without a record: %s %v", raw, err)
+	}
+	answer = `{"items":[` + item + `,` + item + `]}`
 	if _, err := c.ContainerRecordJSON(context.Background(), "zzzzz-dz642-000000000000001"); err == nil {
-		t.Error("no record is no error")
+		t.Error("two records are no error")
 	}
 }
 
