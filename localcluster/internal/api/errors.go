@@ -71,9 +71,9 @@ func (s *Server) classify(c *call, err error) (*apiError, int) {
 		e = plainError(http.StatusServiceUnavailable, "the cluster is shutting down")
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.Is(err, sqlite3.INTERRUPT):
 		e = plainError(http.StatusServiceUnavailable, "request took longer than %v or was given up", requestTimeout)
-	case errors.Is(err, sqlite3.FULL):
-		s.log.Error("the cluster's disk is full", "path", c.r.URL.Path, "request_id", c.id, "error", err)
-		e = backError(http.StatusInternalServerError, "the disk of the cluster's database is full")
+	case errors.Is(err, sqlite3.FULL), errors.Is(err, sqlite3.IOERR):
+		s.log.Error("the cluster's database cannot be read or written; is its disk full?", "path", c.r.URL.Path, "request_id", c.id, "error", err)
+		e = backError(http.StatusInternalServerError, "the cluster's database cannot be read or written (disk full?): %v", err)
 	default:
 		s.log.Error("request failed", "method", c.method, "path", c.r.URL.Path, "request_id", c.id, "error", err)
 		e = backError(http.StatusInternalServerError, "internal error: %v", err)

@@ -11,9 +11,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -136,6 +138,14 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer s.taken.Release(1)
+	// A defect must not look like a broken connection, which clients retry
+	// without a trace of why.
+	defer func() {
+		if p := recover(); p != nil {
+			s.log.Error("panic in request", "method", c.method, "path", r.URL.Path, "request_id", c.id, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			s.answer(w, c, nil, backError(http.StatusInternalServerError, "internal error"))
+		}
+	}()
 	v, err := s.serve(w, c)
 	s.answer(w, c, v, err)
 }

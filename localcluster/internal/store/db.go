@@ -68,11 +68,15 @@ func Open(path string, o Options) (*DB, error) {
 		db.pragma += " PRAGMA synchronous=OFF;"
 	}
 	w, err := db.connect()
-	if err != nil {
-		return nil, fmt.Errorf("open database %s: %w", path, err)
+	if err == nil {
+		if err = migrate(w); err != nil {
+			w.close()
+		}
 	}
-	if err := migrate(w); err != nil {
-		w.close()
+	if errors.Is(err, sqlite3.NOTADB) || errors.Is(err, sqlite3.CORRUPT) {
+		return nil, fmt.Errorf("open database %s: %w: the file is damaged or not ours; restore it, or use another directory", path, err)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("open database %s: %w", path, err)
 	}
 	db.write <- w

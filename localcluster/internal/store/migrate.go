@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"time"
-
-	"github.com/ncruces/go-sqlite3"
 )
 
 // migrations brings a database from version i to i+1. Never change one that
@@ -138,9 +136,6 @@ func (c *conn) version() (int, error) {
 	tx := &Tx{c}
 	n, err := tx.Int("SELECT count(*) FROM sqlite_schema WHERE name = 'schema_versions'")
 	if err != nil || n == 0 {
-		if errors.Is(err, sqlite3.NOTADB) {
-			err = fmt.Errorf("not a database of this program, or a damaged one: %w", err)
-		}
 		return 0, err
 	}
 	v, err := tx.Int("SELECT max(version) FROM schema_versions")
