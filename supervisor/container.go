@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
+	"os"
 	"path/filepath"
 	"syscall"
 	"time"
@@ -14,6 +16,10 @@ import (
 // maxRunTimeGrace is the time between TERM and KILL for a container that has
 // used up its maximum run time.
 const maxRunTimeGrace = 10 * time.Second
+
+// killTimeout bounds how long a killed container may take to end. It takes long
+// only if the kernel waits for a file system or device on its behalf.
+const killTimeout = 10 * time.Second
 
 // hostnameLength is how much of the container's UUID is its host name: the last
 // part, as Docker takes a part of its container id.
@@ -34,7 +40,7 @@ func (r *run) createContainer(ctx context.Context) error {
 	r.Log.Printf("Creating OCI container")
 	q, err := r.bundleRequest()
 	if err != nil {
-		return fmt.Errorf("create container: %w", err)
+		return fmt.Errorf("While creating container: %w", err)
 	}
 	spec, err := oci.NewSpec(q)
 	if err != nil {
@@ -42,11 +48,11 @@ func (r *run) createContainer(ctx context.Context) error {
 	}
 	bundle := filepath.Join(r.RunDir.Path(), "bundle")
 	if err := oci.WriteBundle(bundle, spec); err != nil {
-		return fmt.Errorf("create container: %w", err)
+		return fmt.Errorf("While creating container: %w", err)
 	}
 	s, err := r.openStreams(ctx)
 	if err != nil {
-		return fmt.Errorf("create container: %w", err)
+		return fmt.Errorf("While creating container: %w", err)
 	}
 	r.container.streams = s
 	r.undo.Add("close streams", s.close)
@@ -59,7 +65,7 @@ func (r *run) createContainer(ctx context.Context) error {
 	}
 	r.container.process = p
 	r.undo.Add("delete container", func(ctx context.Context) error {
-		return errors.Join(p.Kill(ctx), p.Delete(ctx))
+		return errors.Join(r.killContainer(ctx), bounded(ctx, killTimeout, p.Delete))
 	})
 	return s.closeGiven()
 }
@@ -67,7 +73,7 @@ func (r *run) createContainer(ctx context.Context) error {
 // createError makes the run final if the request itself is at fault: another
 // node could do nothing better with it.
 func createError(err error) error {
-	err = fmt.Errorf("create container: %w", err)
+	err = fmt.Errorf("While creating container: %w", err)
 	if errors.Is(err, oci.ErrRequest) {
 		return cancelled(err)
 	}
@@ -126,8 +132,7 @@ func (r *run) environment() map[string]string {
 // startContainer lets the user's program begin.
 func (r *run) startContainer(ctx context.Context) error {
 	if r.stop.Err() != nil {
-		r.noteStop("")
-		return nil
+		return r.stopContainer(ctx, context.Cause(r.stop).Error())
 	}
 	r.Log.Printf("Starting container")
 	if err := r.container.process.Start(); err != nil {
@@ -146,43 +151,54 @@ func (r *run) waitForContainer(ctx context.Context) error {
 		return nil // never started
 	}
 	r.Log.Printf("Waiting for container to finish")
-	type result struct {
-		status oci.ExitStatus
-		err    error
-	}
-	ended := make(chan result, 1)
-	waitCtx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	go func() {
-		status, err := r.container.process.Wait(waitCtx)
-		ended <- result{status, err}
-	}()
-	var res result
+	end, giveUp := r.watchContainer(ctx)
+	defer giveUp()
+	var err error
 	select {
-	case res = <-ended:
+	case <-end.seen:
 	case <-r.stop.Done():
-		r.noteStop("")
-		r.stopContainer(ctx, r.Limits.StopGrace)
-		res = <-ended
-	case <-r.timeLimit(waitCtx):
-		r.noteStop("maximum run time exceeded. Stopping container.")
-		r.stopContainer(ctx, maxRunTimeGrace)
-		res = <-ended
+		err = r.stopGently(ctx, context.Cause(r.stop).Error(), r.Limits.StopGrace, end)
+	case <-r.timeLimit():
+		// Whoever stops the run now does not want to wait either.
+		hurry, cancel := mergeDone(ctx, r.stop)
+		err = r.stopGently(hurry, "maximum run time exceeded. Stopping container.", maxRunTimeGrace, end)
+		cancel()
 	case <-r.mountExited():
-		r.noteStop("arv-mount exited while container is still running. Stopping container.")
-		r.stopContainer(ctx, 0)
-		res = <-ended
+		r.noteMountEnd()
+		err = r.stopContainer(ctx, "arv-mount exited while container is still running. Stopping container.")
 	case <-ctx.Done():
-		r.noteStop(context.Cause(ctx).Error())
-		r.stopContainer(ctx, 0)
-		res = <-ended
+		err = r.stopContainer(ctx, context.Cause(ctx).Error())
 	}
-	if res.err != nil {
-		return fmt.Errorf("wait for container: %w", res.err)
+	if err != nil {
+		return err
 	}
-	r.exitCode = &res.status.Code
-	r.reportEnd(res.status)
+	<-end.seen // killing it brought it about
+	if end.err != nil {
+		return fmt.Errorf("wait for container: %w", end.err)
+	}
+	r.exitCode = &end.status.Code
+	r.reportEnd(end.status)
 	return nil
+}
+
+// ending is how the container ended, once seen is closed.
+type ending struct {
+	seen   chan struct{}
+	status oci.ExitStatus
+	err    error
+}
+
+// watchContainer waits for the end of the container in the background, until
+// giveUp is called. What ends the run must not end this: first the container is
+// killed, and then its exit status is known.
+func (r *run) watchContainer(ctx context.Context) (end *ending, giveUp context.CancelFunc) {
+	ctx, giveUp = context.WithCancel(context.WithoutCancel(ctx))
+	end = &ending{seen: make(chan struct{})}
+	go func() {
+		defer close(end.seen)
+		end.status, end.err = r.container.process.Wait(ctx)
+	}()
+	return end, giveUp
 }
 
 // advice is what is added to a start error that the user can cure.
@@ -194,46 +210,76 @@ func advice(err error) string {
 	return "\n" + start.Advice()
 }
 
-// noteStop logs once why the container is stopped; an empty reason stands for
-// the stop request's own.
+// noteStop logs why the container is stopped.
 func (r *run) noteStop(reason string) {
-	if reason == "" {
-		reason = context.Cause(r.stop).Error()
-	}
 	r.Log.Printf("%s", reason)
+	r.Log.Printf("stopping container")
 	r.container.stopReason = reason
 }
 
-// stopContainer ends every process of the container: at once, or after TERM and
-// a grace period. It does not wait for the first process to be reaped.
-func (r *run) stopContainer(ctx context.Context, grace time.Duration) {
-	r.Log.Printf("stopping container")
-	p := r.container.process
-	if grace > 0 {
-		if err := p.Signal(syscall.SIGTERM); err != nil {
-			r.Log.Printf("error stopping container: %v", err)
-		}
-		waitCtx, cancel := context.WithTimeout(ctx, grace)
-		_, err := p.Wait(waitCtx)
-		cancel()
-		if err == nil {
-			return
-		}
+// stopContainer ends every process of the container at once. When it returns
+// without error the first one has been reaped.
+func (r *run) stopContainer(ctx context.Context, reason string) error {
+	r.noteStop(reason)
+	return r.killContainer(ctx)
+}
+
+// stopGently gives the container the grace period to end after TERM, or less if
+// ctx is done before.
+func (r *run) stopGently(ctx context.Context, reason string, grace time.Duration, end *ending) error {
+	if grace <= 0 {
+		return r.stopContainer(ctx, reason)
 	}
-	if err := p.Kill(context.WithoutCancel(ctx)); err != nil {
+	r.noteStop(reason)
+	if err := r.container.process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		r.Log.Printf("error stopping container: %v", err)
 	}
+	select {
+	case <-end.seen:
+	case <-r.after(grace):
+	case <-ctx.Done():
+	}
+	return r.killContainer(ctx)
+}
+
+// killContainer ends every process of the container, also when the run is being
+// given up. A process that is stuck in the kernel with a request to the FUSE
+// server ends only with that.
+func (r *run) killContainer(ctx context.Context) error {
+	p := r.container.process
+	err := bounded(ctx, killTimeout, p.Kill)
+	if err == nil {
+		return nil
+	}
+	r.Log.Printf("error stopping container: %v", err)
+	if r.inputs.mount != nil {
+		if err := r.stopMount(ctx); err != nil {
+			r.Log.Printf("error stopping container: %v", err)
+		}
+		err = bounded(ctx, killTimeout, p.Kill)
+	}
+	if err != nil {
+		return fmt.Errorf("stop container: %w", err)
+	}
+	return nil
+}
+
+// bounded calls f with a context that ends after the time given, and not with
+// ctx.
+func bounded(ctx context.Context, d time.Duration, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), d)
+	defer cancel()
+	return f(ctx)
 }
 
 // timeLimit ticks when the record's maximum run time is over, if it has one.
-func (r *run) timeLimit(ctx context.Context) <-chan struct{} {
+func (r *run) timeLimit() <-chan time.Time {
+	const most = math.MaxInt64 / int64(time.Second)
 	seconds := r.record.SchedulingParameters.MaxRunTime
 	if seconds <= 0 {
 		return nil
 	}
-	limited, cancel := context.WithTimeout(ctx, time.Duration(seconds)*time.Second)
-	context.AfterFunc(ctx, cancel)
-	return limited.Done()
+	return r.after(time.Duration(min(seconds, most)) * time.Second)
 }
 
 // mountExited is closed when the FUSE server ends, if there is one.

@@ -2,10 +2,16 @@ package supervisor
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"time"
 
 	"crunch-oci/arvados"
 )
+
+// requeueLogTimeout bounds the saving of the log before the container goes back
+// to the queue. Dispatchers wait two minutes for a supervisor to end.
+const requeueLogTimeout = 30 * time.Second
 
 // finish is the final phase (spec: lifecycle section 3): it brings home what
 // there is, cleans up, and sends the final state. err is what ended the steps.
@@ -17,8 +23,16 @@ func (r *run) finish(ctx context.Context, err error) error {
 		r.requeue(ctx)
 		return first.err
 	}
-	if r.stopped() {
+	// Looked at only now: a stop signal that comes later finds everything done.
+	if r.stop.Err() != nil && r.container.stopReason == "" {
+		r.container.stopReason = context.Cause(r.stop).Error()
+		r.Log.Printf("%s", r.container.stopReason)
+	}
+	if r.container.stopReason != "" {
 		r.final = arvados.StateCancelled
+	}
+	if err := r.endContainer(ctx); err != nil {
+		r.demote(first, "Run", err)
 	}
 
 	var output string
@@ -60,7 +74,7 @@ func (f *firstError) add(err error) {
 // demote logs err, and makes Cancelled of a Complete that it spoils.
 func (r *run) demote(first *firstError, what string, err error) {
 	r.Log.Printf("error in %s: %v", what, err)
-	first.add(fmt.Errorf("%s: %w", what, err))
+	first.add(err)
 	if r.final == arvados.StateComplete {
 		r.final = arvados.StateCancelled
 	}
@@ -72,13 +86,36 @@ func (r *run) demote(first *firstError, what string, err error) {
 // section 16). Failures leave the container Locked, and the dispatcher copes.
 func (r *run) requeue(ctx context.Context) {
 	r.stopHostStats(ctx)
-	if _, err := r.Log.Publish(ctx); err != nil {
-		r.Log.Printf("error saving log collection: %v", err)
-	}
+	r.publishInPassing(ctx)
 	r.cleanUp(ctx)
 	if err := r.Records.UpdateContainer(ctx, r.UUID, map[string]any{"state": arvados.StateQueued}); err != nil {
 		r.Log.Printf("error giving container back to the queue: %v", err)
 	}
+}
+
+// publishInPassing saves the log of a container that will run again. A Keep or
+// API that does not answer, perhaps the very reason for giving up, must not keep
+// it from the queue.
+func (r *run) publishInPassing(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, requeueLogTimeout)
+	defer cancel()
+	if _, err := r.Log.Publish(ctx); err != nil {
+		r.Log.Printf("error saving log collection: %v", err)
+	}
+}
+
+// endContainer makes sure that nothing of the container is alive when its output
+// is captured, and that the log has everything from it, also after an error.
+func (r *run) endContainer(ctx context.Context) error {
+	c := &r.container
+	if c.process == nil {
+		return nil
+	}
+	err := r.killContainer(ctx)
+	if c.stats != nil {
+		err = errors.Join(err, c.stats.stop(ctx))
+	}
+	return errors.Join(err, c.streams.close(ctx))
 }
 
 func (r *run) cleanUp(ctx context.Context) {
@@ -141,7 +178,7 @@ func (r *run) cost() float64 {
 func (r *run) saveFirstLog(ctx context.Context) error {
 	pdh, err := r.Log.Save(ctx)
 	if err != nil {
-		return fmt.Errorf("save log collection: %w", err)
+		return err
 	}
 	r.firstLog = pdh
 	return nil

@@ -20,6 +20,7 @@ type inputs struct {
 	plan    *mounts.Plan
 	from    *collections
 	mount   Mount // nil: nothing is mounted from Keep
+	failed  bool  // the FUSE server, and it has been reported
 	// ready says that the mounts have been set up: there may be output.
 	ready bool
 }
@@ -88,8 +89,31 @@ func (r *run) startMount(ctx context.Context) error {
 	}
 	r.inputs.mount = m
 	r.pids.mount.Store(int64(m.PID()))
-	r.undo.Add("stop FUSE mount", m.Stop)
+	r.undo.Add("stop FUSE mount", r.stopMount)
 	return nil
+}
+
+// stopMount ends the FUSE server. A second call does nothing.
+func (r *run) stopMount(ctx context.Context) error {
+	m := r.inputs.mount
+	if m == nil {
+		return nil
+	}
+	select {
+	case <-m.Exited():
+		r.noteMountEnd()
+	default:
+	}
+	r.inputs.mount = nil
+	return m.Stop(ctx)
+}
+
+// noteMountEnd says, once, that the FUSE server has failed of itself.
+func (r *run) noteMountEnd() {
+	if err := r.inputs.mount.Err(); err != nil && !r.inputs.failed {
+		r.inputs.failed = true
+		r.Log.Printf("Arv-mount exit error: %v", err)
+	}
 }
 
 // reportMountError publishes the first serious error of the FUSE server. It is

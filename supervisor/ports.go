@@ -69,6 +69,8 @@ type Supervisor struct {
 	Observer Observer
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
+	// After is the timer that belongs to it; nil means time.After.
+	After func(time.Duration) <-chan time.Time
 }
 
 // Records is the container's record in the API, with the dispatcher's token.
@@ -104,7 +106,8 @@ type Mounter interface {
 // Mount is a running FUSE server.
 type Mount interface {
 	Exited() <-chan struct{}
-	// Err is how the server ended, valid when Exited is closed.
+	// Err is how the server ended, valid when Exited is closed; nil means with
+	// status 0.
 	Err() error
 	PID() int
 	Stop(ctx context.Context) error
@@ -177,6 +180,13 @@ func (s *Supervisor) now() time.Time {
 		return s.Now()
 	}
 	return time.Now()
+}
+
+func (s *Supervisor) after(d time.Duration) <-chan time.Time {
+	if s.After != nil {
+		return s.After(d)
+	}
+	return time.After(d)
 }
 
 func (s *Supervisor) enter(step string) {

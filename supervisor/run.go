@@ -12,10 +12,6 @@ import (
 	"crunch-oci/supervisor/capture/glob"
 )
 
-// ErrStopped is the cause that stopped a run before its container was Running:
-// the container goes back to the queue, and that is no failure.
-var ErrStopped = errors.New("stopped before the container was running")
-
 // step is one line of the table of steps (spec: lifecycle section 3).
 type step struct {
 	name string
@@ -98,7 +94,10 @@ func (s *Supervisor) Run(ctx, stop context.Context) error {
 	defer cancel()
 	if err := r.claim(early); err != nil {
 		// Nothing is known of the record but that it is not ours: no update.
-		return r.unlessStopped(err)
+		if early.Err() != nil {
+			return r.stoppedEarly(ctx, early, err)
+		}
+		return err
 	}
 	err := r.execute(ctx, early)
 	if err != nil {
@@ -110,17 +109,13 @@ func (s *Supervisor) Run(ctx, stop context.Context) error {
 // execute goes through the steps until one fails, and sets the final state.
 func (r *run) execute(ctx, early context.Context) error {
 	for _, s := range beforeRunning {
-		if err := r.take(s, early); err != nil {
-			if err := r.unlessStopped(err); err != nil {
-				return err
-			}
-			r.final = arvados.StateQueued
-			return nil
+		err := r.take(s, early)
+		if early.Err() != nil {
+			return r.stoppedEarly(ctx, early, err)
 		}
-	}
-	if r.stop.Err() != nil {
-		r.final = arvados.StateQueued
-		return nil
+		if err != nil {
+			return err
+		}
 	}
 	// Not interrupted by a stop signal: a request cut off half-way might have
 	// been obeyed.
@@ -135,16 +130,29 @@ func (r *run) execute(ctx, early context.Context) error {
 			return err
 		}
 	}
-	if r.stopped() {
-		return nil
-	}
 	r.final = arvados.StateComplete
 	return nil
 }
 
+// stoppedEarly makes the container wait in the queue again, because early is
+// done. That is no failure, unless err is one of its own, or ctx is done too:
+// then the queue will not hear of it.
+func (r *run) stoppedEarly(ctx, early context.Context, err error) error {
+	cause := context.Cause(early)
+	r.noteStop(cause.Error())
+	r.final = arvados.StateQueued
+	switch {
+	case ctx.Err() != nil:
+		return cause
+	case errors.Is(err, context.Canceled), errors.Is(err, cause):
+		return nil
+	}
+	return err
+}
+
 // take does one step.
 func (r *run) take(s step, ctx context.Context) error {
-	err := ctx.Err()
+	err := context.Cause(ctx)
 	if err == nil {
 		r.enter(s.name)
 		err = s.do(r, ctx)
@@ -159,18 +167,6 @@ func (r *run) take(s step, ctx context.Context) error {
 	var v *verdict
 	if errors.As(err, &v) {
 		r.final = v.state
-	}
-	return err
-}
-
-// stopped reports whether the container was, or is to be, stopped.
-func (r *run) stopped() bool { return r.stop.Err() != nil || r.container.stopReason != "" }
-
-// unlessStopped returns nil if err only says that the run was asked to stop.
-func (r *run) unlessStopped(err error) error {
-	if r.stop.Err() != nil && !r.running && errors.Is(err, context.Canceled) {
-		r.Log.Printf("%v", context.Cause(r.stop))
-		return nil
 	}
 	return err
 }
@@ -227,20 +223,20 @@ func (r *run) checkRequest(context.Context) error {
 func (r *run) claim(ctx context.Context) error {
 	record, err := r.Records.GetContainer(ctx, r.UUID)
 	if err != nil {
-		return fmt.Errorf("fetch container record: %w", err)
+		return fmt.Errorf("error fetching container record: %w", err)
 	}
 	r.record = record
 	auth, err := r.Records.ContainerAuth(ctx, r.UUID)
 	if err != nil {
-		return fmt.Errorf("fetch container token: %w", err)
+		return fmt.Errorf("error getting container token: %w", err)
 	}
 	r.token = auth.ContainerToken(r.UUID)
 	r.Log.Hide(r.token)
 	if r.account, err = r.Login(r.token, record.OutputStorageClasses); err != nil {
-		return fmt.Errorf("use container token: %w", err)
+		return fmt.Errorf("error using container token: %w", err)
 	}
 	if r.inputs.secrets, err = r.account.SecretMounts(ctx, r.UUID); err != nil {
-		return fmt.Errorf("fetch secret mounts: %w", err)
+		return fmt.Errorf("error fetching secret_mounts: %w", err)
 	}
 	if record.State != arvados.StateLocked {
 		return fmt.Errorf("dispatch error detected: container %q has state %q", r.UUID, record.State)

@@ -99,7 +99,11 @@ func (s *Server) waitReady(ctx context.Context, ready *os.File) error {
 	// End of file: the server is gone, or going.
 	select {
 	case <-s.exited:
-		return fmt.Errorf("while trying to start arv-mount: %w", s.Err())
+		err := s.Err()
+		if err == nil { // a server has no reason to end now
+			err = errors.New("exit status 0")
+		}
+		return fmt.Errorf("while trying to start arv-mount: %w", err)
 	case <-ctx.Done():
 		return fmt.Errorf("while trying to start arv-mount: %w", context.Cause(ctx))
 	}
@@ -108,14 +112,9 @@ func (s *Server) waitReady(ctx context.Context, ready *os.File) error {
 // Exited is closed when the server process has ended, whoever ended it.
 func (s *Server) Exited() <-chan struct{} { return s.exited }
 
-// Err is how the server ended ("exit status 1"). It is only valid after Exited
-// is closed, and never nil then: a server has no reason to end by itself.
-func (s *Server) Err() error {
-	if s.err == nil {
-		return errors.New("exit status 0")
-	}
-	return s.err
-}
+// Err is how the server ended ("exit status 1"), nil for status 0. It is only
+// valid after Exited is closed.
+func (s *Server) Err() error { return s.err }
 
 // PID is the server's process id.
 func (s *Server) PID() int { return s.cmd.Process.Pid }
