@@ -9,20 +9,28 @@ import (
 )
 
 // stopSignals turns signals into cancellations, once, for the whole program. The
-// first TERM, INT or QUIT ends stop, with a cause that names it; the second ends
-// ctx, when second is set (repeated signals of a dispatcher say the same again,
-// a second Ctrl-C says more). release gives the signals back.
-func stopSignals(second bool) (ctx, stop context.Context, release func()) {
+// first TERM, INT or QUIT ends stop, with a cause that names it. With terminal
+// set, somebody watches: a hangup counts too, and the second signal ends ctx. A
+// dispatcher's repeated signals only say the same again. release gives the
+// signals back.
+func stopSignals(terminal bool) (ctx, stop context.Context, release func()) {
 	ctx, giveUp := context.WithCancelCause(context.Background())
 	stop, stopNow := context.WithCancelCause(ctx)
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT)
+	if terminal {
+		signal.Notify(signals, syscall.SIGHUP)
+	}
+	// Asking for it makes writing to a closed stdout or stderr an error instead
+	// of the end of the program. Ignoring it would do that to the container too.
+	pipe := make(chan os.Signal, 1)
+	signal.Notify(pipe, syscall.SIGPIPE)
 	done := make(chan struct{})
 	go func() {
 		for {
 			select {
 			case sig := <-signals:
-				if second && stop.Err() != nil {
+				if terminal && stop.Err() != nil {
 					giveUp(fmt.Errorf("caught signal again: %v", sig))
 				}
 				stopNow(fmt.Errorf("caught signal: %v", sig))
@@ -33,6 +41,7 @@ func stopSignals(second bool) (ctx, stop context.Context, release func()) {
 	}()
 	return ctx, stop, func() {
 		signal.Stop(signals)
+		signal.Stop(pipe)
 		close(done)
 		giveUp(nil)
 	}

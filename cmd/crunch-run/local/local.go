@@ -24,7 +24,7 @@ import (
 // Exit statuses of "crunch-run local", by the convention of docker run.
 const (
 	exitFailure     = 125
-	exitInterrupted = 130 // given up by a second Ctrl-C
+	exitInterrupted = 130 // as if Ctrl-C had killed it
 	outputPath      = "/out"
 	inputPath       = "/in"
 	defaultPriority = 500
@@ -137,7 +137,7 @@ func run(ctx context.Context, o options, env Env) (status int, err error) {
 		res.clusterDir = dir
 	}
 	res.summarise(view, env.Began)
-	return exitStatus(res, runErr), runErr
+	return exitStatus(res, runErr, env.Stop.Err() != nil), runErr
 }
 
 // startCluster starts the embedded cluster in a directory of its own, which goes
@@ -196,7 +196,7 @@ func resultDirs(o options, env Env, uuid string) dirs {
 }
 
 // exitStatus maps the end of the run to a status, as docker run does.
-func exitStatus(res *results, runErr error) int {
+func exitStatus(res *results, runErr error, stopped bool) int {
 	var start *oci.StartError
 	switch {
 	case errors.As(runErr, &start):
@@ -205,6 +205,8 @@ func exitStatus(res *results, runErr error) int {
 		return *res.container.ExitCode
 	case runErr == nil && res.container.ExitCode != nil:
 		return *res.container.ExitCode // stopped, typically 137
+	case stopped:
+		return exitInterrupted // before anything was started
 	}
 	return exitFailure
 }

@@ -55,7 +55,7 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 		return err
 	}
 	cleanup.Add("close API connections", func(context.Context) error { api.Close(); return nil })
-	facts, err := learn(ctx, api, j.Cluster)
+	facts, err := learnUnlessStopped(ctx, stop, api, j.Cluster)
 	if err != nil {
 		return err
 	}
@@ -122,6 +122,15 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 		s.NodeJSON = []byte(j.Env.InstanceType)
 	}
 	return s.Run(ctx, stop)
+}
+
+// learnUnlessStopped is learn, which may retry for minutes, ended by a stop
+// request: nothing is known of the container yet, so nothing is said about it.
+func learnUnlessStopped(ctx, stop context.Context, api *arvados.Client, cfg arvados.Config) (*clusterFacts, error) {
+	early, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(stop, func() { cancel(context.Cause(stop)) })()
+	return learn(early, api, cfg)
 }
 
 // newLog makes the log collection. Its blocks and records belong to the
