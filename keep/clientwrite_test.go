@@ -160,7 +160,7 @@ func TestClientWriteRefusedEarly(t *testing.T) {
 // Keepstores get as many copies at the same time as are missing; a proxy makes
 // copies itself, so there is one request at a time.
 func TestClientWriteParallel(t *testing.T) {
-	for kind, want := range map[string]int32{"disk": 2, "proxy": 1} {
+	for kind, want := range map[string]int32{"disk": 2, "proxy": 1, "disk beside a read-only proxy": 2} {
 		hold := 50 * time.Millisecond
 		if want > 1 {
 			hold = time.Minute
@@ -171,7 +171,7 @@ func TestClientWriteParallel(t *testing.T) {
 			var active, most atomic.Int32
 			both := make(chan struct{})
 			for i, s := range list {
-				services[i].Type = kind
+				services[i].Type, _, _ = strings.Cut(kind, " ")
 				s.Inject(-1, func(*keeptest.Server, http.ResponseWriter, *http.Request) bool {
 					n := active.Add(1)
 					defer active.Add(-1)
@@ -187,6 +187,9 @@ func TestClientWriteParallel(t *testing.T) {
 					return false
 				})
 			}
+			if kind != "disk" && want == 2 {
+				services = append(services, keep.Service{UUID: "p", URL: "http://127.0.0.1:1", Type: "proxy", ReadOnly: true})
+			}
 			client := keeptest.NewClient(t, nil, services...)
 			if _, err := client.WriteBlock(t.Context(), data, keep.WriteOptions{Replication: 2}); err != nil {
 				t.Fatal(err)
@@ -195,5 +198,18 @@ func TestClientWriteParallel(t *testing.T) {
 				t.Errorf("%d requests at a time, want %d", most.Load(), want)
 			}
 		})
+	}
+}
+
+// A service that is listed twice is one service: two copies there are one.
+func TestClientWriteServiceListedTwice(t *testing.T) {
+	list, services := servers(t, 1, nil)
+	twin := services[0]
+	twin.UUID = "zzzzz-bi6l4-twintwintwin000"
+	client := keeptest.NewClient(t, nil, services[0], twin)
+	_, err := client.WriteBlock(t.Context(), []byte("x"), keep.WriteOptions{Replication: 2})
+	var werr *keep.WriteError
+	if !errors.As(err, &werr) || werr.Stored != 1 || len(list[0].Requests()) != 1 {
+		t.Errorf("%d requests, %v", len(list[0].Requests()), err)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"crunch-oci/keep"
 	"crunch-oci/keep/keeptest"
@@ -404,6 +405,136 @@ func TestMemoryBound(t *testing.T) {
 	for i := range files {
 		if got := readFile(t, saved, fmt.Sprintf("%03d", i)); got != string(pattern("x", size)) {
 			t.Fatalf("file %d: %q", i, got)
+		}
+	}
+}
+
+// A flush that asks for good blocks only leaves the rest in memory.
+func TestFlushLeavesShortBlocks(t *testing.T) {
+	store := newMemStore()
+	c := newCollection(t, "", store, 64)
+	written := func(dir string, short bool) int {
+		t.Helper()
+		if err := c.Flush(t.Context(), dir, short); err != nil {
+			t.Fatal(err)
+		}
+		c.WaitUploads()
+		_, n := store.count()
+		return n
+	}
+	writeFile(t, c, "e/small", pattern("s", 28))
+	open, err := c.Create("open")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer open.Close()
+	open.Write(pattern("o", 36))
+	if n := written("", false); n != 0 {
+		t.Errorf("%d blocks for less than half a block and an open file", n)
+	}
+	if n := written("e", true); n != 1 {
+		t.Errorf("%d blocks after a flush of one directory", n)
+	}
+	if n := written("", true); n != 2 {
+		t.Errorf("%d blocks after a flush of everything", n)
+	}
+	writeFile(t, c, "big", pattern("b", 33))
+	if n := written("", false); n != 3 {
+		t.Errorf("%d blocks after a flush of more than half a block", n)
+	}
+	c.Flush(t.Context(), "", true)
+	writeFile(t, c, "d/1", pattern("1", 20))
+	writeFile(t, c, "d/2", pattern("2", 20))
+	if n := written("", false); n != 4 {
+		t.Errorf("%d blocks after a flush of two files", n)
+	}
+	if err := c.Flush(t.Context(), "nowhere", true); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+}
+
+// Files that cannot share blocks, being in directories of their own, do not stay
+// in memory for that reason.
+func TestMemoryBoundManyDirectories(t *testing.T) {
+	store := newMemStore()
+	c := newCollection(t, "", store, 64)
+	for i := range 100 {
+		writeFile(t, c, fmt.Sprintf("%d/f", i), pattern("f", 10))
+	}
+	c.WaitUploads()
+	if _, n := store.count(); n < 100-64/10-1 {
+		t.Errorf("only %d of 100 files are stored", n)
+	}
+}
+
+// Everything at once, for the race detector; and nothing is lost.
+func TestConcurrentUse(t *testing.T) {
+	store := newMemStore()
+	c := newCollection(t, "", store, 64)
+	var writers, others sync.WaitGroup
+	stop := make(chan struct{})
+	want := make([]bytes.Buffer, 4)
+	for i := range want {
+		writers.Go(func() {
+			f, err := c.Create(fmt.Sprint(i))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer f.Close()
+			for j := range 200 {
+				line := fmt.Sprintf("%d line %d\n", i, j)
+				want[i].WriteString(line)
+				if _, err := f.Append([]byte(line)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	until := func(op func()) {
+		others.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					op()
+				}
+			}
+		})
+	}
+	until(func() {
+		text, err := c.MarshalManifest(t.Context())
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		c.RefreshSignatures(signer.SignManifest(text, "token", time.Now()))
+	})
+	until(func() { c.Flush(t.Context(), "", false) })
+	until(func() {
+		c.Walk("", func(name string, _ keep.FileInfo) error {
+			f, err := c.Open(name)
+			if err != nil {
+				return nil // a directory, or just removed
+			}
+			defer f.Close()
+			_, err = io.Copy(io.Discard, f)
+			return err
+		})
+	})
+	until(func() {
+		c.Splice("copy", c, "0")
+		c.Rename("copy", "moved")
+		c.Remove("moved")
+	})
+	writers.Wait()
+	close(stop)
+	others.Wait()
+	saved := newCollection(t, marshal(t, c), store, 0)
+	for i := range want {
+		if got := readFile(t, saved, fmt.Sprint(i)); got != want[i].String() {
+			t.Errorf("file %d has %d bytes, want %d", i, len(got), want[i].Len())
 		}
 	}
 }

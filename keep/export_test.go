@@ -24,3 +24,6 @@ func (f *flights) waiting(loc Locator) int {
 
 // WaitPrefetch returns when no block is being fetched ahead.
 func (c *Cache) WaitPrefetch() { c.prefetch.Wait() }
+
+// WaitUploads returns when no upload is under way.
+func (c *Collection) WaitUploads() { c.uploads.Wait() }

@@ -2,7 +2,6 @@ package keep
 
 import (
 	"context"
-	"slices"
 	"syscall"
 )
 
@@ -57,8 +56,9 @@ func (c *Collection) uploadAll(ctx context.Context, srcs []*source) {
 	}
 }
 
-// packer distributes what files have in memory to blocks. The caller holds the
-// collection's lock, and uploads what was claimed after giving it up.
+// packer distributes what files have in memory to blocks. The caller holds
+// marshalMu, because a manifest being written refers to the lists that are
+// changed here, and mu, and uploads what was claimed after giving up the latter.
 type packer struct {
 	c     *Collection
 	short bool // also blocks that are not half full, and ends of open files
@@ -128,9 +128,6 @@ func (p *packer) store(parts []loose, size int64) {
 		src = &source{size: size, data: p.c.buffer(int(size))}
 		for _, l := range parts {
 			e := l.extent()
-			// A list may be shared with a manifest being written, so it is
-			// replaced, not changed.
-			l.file.extents = slices.Clone(l.file.extents)
 			l.file.extents[l.index] = extent{src, int64(len(src.data)), e.len, e.off}
 			src.data = append(src.data, e.src.data[e.pos:e.pos+e.len]...)
 		}
