@@ -33,7 +33,8 @@ func runLocal(args []string, stdout, stderr io.Writer) int {
 	defer release()
 	return local.Main(ctx, args, local.Env{
 		Stdout: stdout, Stderr: stderr, Began: began, Stop: stop,
-		StateDir: filepath.Join(site.StoreDir, "local"), ScratchDir: environment.TempDir,
+		StateDir: filepath.Join(site.StoreDir, "local"), TempDir: environment.TempDir,
+		NewScratch: func() (string, func() error, error) { return wire.NewScratch(site, environment.TempDir) },
 		Connect: func(c *localcluster.Cluster, token string) (*local.Session, error) {
 			return connect(ctx, clusterConfig(c, token))
 		},

@@ -35,8 +35,11 @@ type Env struct {
 	Stdout, Stderr io.Writer
 	// StateDir is where results are kept that have no other place.
 	StateDir string
-	// ScratchDir is for the cluster's own files during the run.
-	ScratchDir string
+	// TempDir is for temporary files without a name.
+	TempDir string
+	// NewScratch makes a directory that is gone after the run, even if remove is
+	// never called because the program was killed.
+	NewScratch func() (dir string, remove func() error, err error)
 	// Began is when the program was started.
 	Began time.Time
 	// Connect makes an API client and access to Keep with a token.
@@ -71,11 +74,15 @@ func Main(ctx context.Context, args []string, env Env) int {
 		return exitFailure
 	}
 	status, err := run(ctx, o, env)
-	if err != nil {
-		if ctx.Err() != nil {
-			fmt.Fprintln(env.Stderr, "crunch-run local: given up")
-			return exitInterrupted
-		}
+	switch {
+	case err == nil:
+	case ctx.Err() != nil:
+		fmt.Fprintln(env.Stderr, "crunch-run local: given up")
+		return exitInterrupted
+	case env.Stop.Err() != nil && status == exitFailure:
+		fmt.Fprintf(env.Stderr, "crunch-run local: %v\n", context.Cause(env.Stop))
+		return exitInterrupted
+	default:
 		fmt.Fprintf(env.Stderr, "crunch-run local: %v\n", err)
 	}
 	return status
@@ -90,7 +97,7 @@ func run(ctx context.Context, o options, env Env) (status int, err error) {
 	defer context.AfterFunc(env.Stop, func() { cancel(context.Cause(env.Stop)) })()
 
 	view := newView(env.Stdout, env.Stderr, o.verbose)
-	img, err := examine(early, o.image, env.ScratchDir)
+	img, err := examine(early, o.image, env.TempDir)
 	if err != nil {
 		return exitFailure, err
 	}
@@ -143,13 +150,11 @@ func run(ctx context.Context, o options, env Env) (status int, err error) {
 // startCluster starts the embedded cluster in a directory of its own, which goes
 // with it unless the user wants to keep it.
 func startCluster(ctx context.Context, o options, env Env, cleanup *undo.Stack) (*localcluster.Cluster, string, error) {
-	dir, err := os.MkdirTemp(env.ScratchDir, "crunch-run-cluster.")
+	dir, remove, err := clusterDir(o, env)
 	if err != nil {
 		return nil, "", fmt.Errorf("make a directory for the embedded cluster: %w", err)
 	}
-	if !o.keepCluster {
-		cleanup.Add("remove the embedded cluster", func(context.Context) error { return os.RemoveAll(dir) })
-	}
+	cleanup.Add("remove the embedded cluster", func(context.Context) error { return remove() })
 	// What is thrown away after the run need not survive a power cut.
 	cluster, err := localcluster.Start(context.WithoutCancel(ctx), localcluster.Options{Dir: dir, NoSync: !o.keepCluster})
 	if err != nil {
@@ -157,6 +162,19 @@ func startCluster(ctx context.Context, o options, env Env, cleanup *undo.Stack) 
 	}
 	cleanup.Add("stop the embedded cluster", func(context.Context) error { return cluster.Close() })
 	return cluster, dir, nil
+}
+
+// clusterDir makes the cluster's directory: one that goes with the run, or one
+// beside the results.
+func clusterDir(o options, env Env) (dir string, remove func() error, err error) {
+	if !o.keepCluster {
+		return env.NewScratch()
+	}
+	if err := os.MkdirAll(env.StateDir, 0o700); err != nil {
+		return "", nil, err
+	}
+	dir, err = os.MkdirTemp(env.StateDir, "cluster.")
+	return dir, func() error { return nil }, err
 }
 
 // requestAttrs is the container request that stands for the command line.

@@ -4,6 +4,7 @@ package wire
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -73,7 +74,7 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 		return err
 	}
 	cleanup.Add("remove runtime directory", func(context.Context) error { return dir.Remove(removers) })
-	scratch, err := makeScratch(j, dir)
+	scratch, err := makeScratch(j.UUID, j.Env.TempDir, dir)
 	if err != nil {
 		return err
 	}
@@ -195,9 +196,9 @@ func (j Job) network(api bool) (oci.Network, error) {
 }
 
 // makeScratch makes the run's private directory on the disk for temporary files.
-func makeScratch(j Job, dir *rundir.Dir) (string, error) {
+func makeScratch(name, tempDir string, dir *rundir.Dir) (string, error) {
 	// The name is chosen first: what is recorded must be known before it exists.
-	path := filepath.Join(j.Env.TempDir, fmt.Sprintf("crunch-run.%s.%d", j.UUID, time.Now().UnixNano()))
+	path := filepath.Join(tempDir, fmt.Sprintf("crunch-run.%s.%d", name, time.Now().UnixNano()))
 	if err := dir.Own(rundir.Thing{Kind: ownsDir, ID: path}); err != nil {
 		return "", err
 	}
@@ -205,4 +206,19 @@ func makeScratch(j Job, dir *rundir.Dir) (string, error) {
 		return "", fmt.Errorf("make scratch directory: %w", err)
 	}
 	return path, nil
+}
+
+// NewScratch makes a scratch directory for a role that is no supervisor. If the
+// program is killed the next start on this node removes it.
+func NewScratch(site config.Site, tempDir string) (path string, remove func() error, err error) {
+	name := fmt.Sprintf("local.%d", os.Getpid())
+	dir, err := rundir.Create(site.RuntimeDir, name, removers)
+	if err != nil {
+		return "", nil, err
+	}
+	path, err = makeScratch(name, tempDir, dir)
+	if err != nil {
+		return "", nil, errors.Join(err, dir.Remove(removers))
+	}
+	return path, func() error { return dir.Remove(removers) }, nil
 }
