@@ -195,8 +195,6 @@ func TestClientRequestHeaders(t *testing.T) {
 	}
 }
 
-// A reply without storage classes comes from a server that does not know them.
-// What a server says must not be believed when it names another block.
 func TestClientSharesFetch(t *testing.T) {
 	data := []byte("shared")
 	list, services := servers(t, 1, data)
@@ -443,8 +441,6 @@ func TestClientConfig(t *testing.T) {
 	}
 }
 
-// A server may refuse before it has read the block. WriteBlock's caller is free
-// to use the buffer again as soon as it returns, which the race detector checks.
 // A pooled connection that the server has closed meanwhile costs no retry.
 func TestClientStaleConnection(t *testing.T) {
 	store := &keeptest.Server{}

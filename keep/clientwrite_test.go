@@ -113,6 +113,7 @@ func TestClientWriteLimits(t *testing.T) {
 	}
 }
 
+// A reply without storage classes comes from a server that does not know them.
 func TestClientWriteWithoutClassSupport(t *testing.T) {
 	var puts atomic.Int32
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -127,6 +128,7 @@ func TestClientWriteWithoutClassSupport(t *testing.T) {
 	}
 }
 
+// What a server says must not be believed when it names another block.
 func TestClientWriteLyingServer(t *testing.T) {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintln(w, "acbd18db4cc2f85cedef654fccc4a4d8+3")
@@ -139,6 +141,8 @@ func TestClientWriteLyingServer(t *testing.T) {
 	}
 }
 
+// A server may refuse before it has read the block. WriteBlock's caller is free
+// to use the buffer again as soon as it returns, which the race detector checks.
 func TestClientWriteRefusedEarly(t *testing.T) {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Connection", "close")
