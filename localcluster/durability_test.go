@@ -184,7 +184,7 @@ func TestKillLosesNothing(t *testing.T) {
 // race for it, and everybody's work is done.
 func TestFiftyClients(t *testing.T) {
 	p := setUp(t)
-	const clients, each = 50, 4
+	const clients, each = 50, 2
 	var mu sync.Mutex
 	locked := map[string]int{}
 	var wg sync.WaitGroup
