@@ -19,13 +19,38 @@ import (
 
 const tags = "seccomp,netgo,osusergo"
 
+// cgroupBase is where all containers of the benchmarks live, below this
+// process's own groups.
+const cgroupBase = "crunch-run-bench"
+
+// buildDir is for the program under test.
+var buildDir string
+
+func TestMain(m *testing.M) {
+	var err error
+	if buildDir, err = os.MkdirTemp("", "crunch-run-bench"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	status := m.Run()
+	_ = os.RemoveAll(buildDir)
+	removeCgroups()
+	os.Exit(status)
+}
+
+// removeCgroups removes the base groups, which the peer runtime does not.
+func removeCgroups() {
+	for _, pattern := range []string{"/sys/fs/cgroup/*/", "/sys/fs/cgroup/*/*/*/"} {
+		dirs, _ := filepath.Glob(pattern + cgroupBase)
+		for _, d := range dirs {
+			_ = os.Remove(d)
+		}
+	}
+}
+
 // buildOnce builds the program under test.
 var buildOnce = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "crunch-run-bench")
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, "crunch-run")
+	path := filepath.Join(buildDir, "crunch-run")
 	out, err := exec.Command("go", "build", "-trimpath", "-tags", tags, "-ldflags=-s -w", "-o", path, "../cmd/crunch-run").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("build: %w: %s", err, out)
@@ -70,7 +95,7 @@ func newSite(b *testing.B, rootfs string) *site {
 	s.env = append(os.Environ(),
 		"ARVADOS_API_HOST="+s.cluster.Host(), "ARVADOS_API_TOKEN="+s.cluster.DispatcherToken(), "SSL_CERT_FILE="+s.cluster.CAFile(),
 		"CRUNCH_RUN_STORE_DIR="+dir+"/store", "CRUNCH_RUN_RUNTIME_DIR="+dir+"/run", "CRUNCH_RUN_LOCK_DIR="+dir+"/lock",
-		"CRUNCH_RUN_CGROUP_BASE=crunch-run-bench", "TMPDIR="+dir+"/tmp")
+		"CRUNCH_RUN_CGROUP_BASE="+cgroupBase, "TMPDIR="+dir+"/tmp")
 	s.image = s.storeImage(b, rootfs, dir)
 	return s
 }

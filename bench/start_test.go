@@ -82,7 +82,7 @@ func runcBundle(b *testing.B, rootfs string) string {
 	b.Helper()
 	spec, err := oci.NewSpec(oci.Request{
 		Image: ocispec.ImageConfig{}, RootfsPath: rootfs, Command: []string{"/now"}, Cwd: "/", Hostname: "bench",
-		CgroupsPath: "crunch-run-bench/runc",
+		CgroupsPath: cgroupBase + "/runc",
 		Limits:      oci.Limits{NanoCPUs: 1e9, RAM: 256 << 20},
 	})
 	if err != nil {
