@@ -145,7 +145,7 @@ func hintedServices(loc Locator, services []Service) []Service {
 		where, ok := strings.CutPrefix(h, "K@")
 		switch {
 		case !ok:
-		case len(where) == 5:
+		case len(where) == 5 && isAlphanumeric(where):
 			first = append(first, Service{URL: "https://keep." + where + ".arvadosapi.com", Type: "proxy"})
 		default:
 			for _, s := range services {

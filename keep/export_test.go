@@ -25,5 +25,8 @@ func (f *flights) waiting(loc Locator) int {
 // WaitPrefetch returns when no block is being fetched ahead.
 func (c *Cache) WaitPrefetch() { c.prefetch.Wait() }
 
+// HintedServices is the order in which a block is looked for.
+var HintedServices = hintedServices
+
 // WaitUploads returns when no upload is under way.
 func (c *Collection) WaitUploads() { c.uploads.Wait() }

@@ -31,6 +31,28 @@ func TestClientServiceHints(t *testing.T) {
 	}
 }
 
+func TestClusterHints(t *testing.T) {
+	listed := keep.FixedServices{{UUID: "a", URL: "http://a"}, {UUID: "b", URL: "https://keep.zzzzz.arvadosapi.com"}}
+	for hints, want := range map[string][]string{
+		"":                   {"http://a", "https://keep.zzzzz.arvadosapi.com"},
+		"+K@xyzzy":           {"https://keep.xyzzy.arvadosapi.com", "http://a", "https://keep.zzzzz.arvadosapi.com"},
+		"+K@zzzzz+K@xyzzy":   {"https://keep.zzzzz.arvadosapi.com", "https://keep.xyzzy.arvadosapi.com", "http://a"},
+		"+K@ab@cd+K@a-b_c+K": {"http://a", "https://keep.zzzzz.arvadosapi.com"},
+	} {
+		loc, err := keep.ParseLocator("acbd18db4cc2f85cedef654fccc4a4d8+3" + hints)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, s := range keep.HintedServices(loc, listed) {
+			got = append(got, s.URL)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%q: %v, want %v", hints, got, want)
+		}
+	}
+}
+
 func TestClientServiceListError(t *testing.T) {
 	broken := errors.New("no API server")
 	client := keeptest.NewClient(t, func(cfg *keep.ClientConfig) {

@@ -250,6 +250,7 @@ func TestCloseEndsWaiting(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	writeFile(t, c, "unsaved", []byte("abc"))
 	writing := make(chan struct{})
 	go func() {
 		defer close(writing)
