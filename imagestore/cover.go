@@ -59,6 +59,9 @@ func (s *Store) stack(ctx context.Context, uses []*use) (stack, error) {
 			st.root = u.id
 		}
 	}
+	if st.root == "" {
+		st.root = st.lower[0] // has what a directory without entry gets
+	}
 	st.uses = uses
 	dirs, err := s.coverDirs(ctx, st.lower, all)
 	if err != nil {

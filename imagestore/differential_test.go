@@ -42,7 +42,7 @@ func list(t *testing.T, dir string, o treetest.Options) map[string]string {
 
 // What the kernel shows of raw layers is what it shows of ours, entry by entry.
 func TestAsTheKernelShowsIt(t *testing.T) {
-	seeds := 12
+	seeds := 8
 	if testing.Short() {
 		seeds = 3
 	}

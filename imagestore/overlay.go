@@ -26,11 +26,7 @@ func MountRootfs(s *Snapshot, dir, upper, work string) error {
 			return fmt.Errorf("mount image: %w", err)
 		}
 	}
-	if s.rootDir != "" {
-		if err := copyMetadata(s.rootDir, upper, 0o555); err != nil {
-			return fmt.Errorf("mount image: %w", err)
-		}
-	} else if err := os.Chmod(upper, 0o755); err != nil { // whatever the umask made of it
+	if err := copyMetadata(s.rootDir, upper, 0o555); err != nil {
 		return fmt.Errorf("mount image: %w", err)
 	}
 	o := overlay{lower: s.lower, upper: upper, work: work, options: overlayOptions()}
@@ -39,9 +35,26 @@ func MountRootfs(s *Snapshot, dir, upper, work string) error {
 		err = o.mountOld(dir)
 	}
 	if err != nil {
-		return fmt.Errorf("mount an overlay of %d layers on %s (changes in %s): %w", len(o.lower), dir, upper, err)
+		return fmt.Errorf("mount an overlay of %d layers on %s (changes in %s%s): %w", len(o.lower), dir, upper, onNetwork(upper), err)
 	}
 	return nil
+}
+
+// onNetwork says so where the directory is on a kind of file system that the
+// kernel is known to refuse as upper directory with a bare "invalid argument".
+func onNetwork(dir string) string {
+	var st unix.Statfs_t
+	if unix.Statfs(dir, &st) != nil {
+		return ""
+	}
+	name, ok := map[int64]string{
+		unix.NFS_SUPER_MAGIC: "NFS", unix.OVERLAYFS_SUPER_MAGIC: "an overlay", unix.FUSE_SUPER_MAGIC: "FUSE",
+		unix.SMB2_SUPER_MAGIC: "SMB", 0x0bd00bd0: "Lustre", 0x47504653: "GPFS", unix.CEPH_SUPER_MAGIC: "Ceph",
+	}[st.Type]
+	if !ok {
+		return ""
+	}
+	return ", which is on " + name + ": use a local file system"
 }
 
 // Unmount takes the overlay off dir. Where something in it is still in use it
@@ -151,7 +164,7 @@ func kernelSays(fs int, what string, err error) error {
 		said = append(said, strings.TrimSpace(strings.TrimPrefix(string(buf[:n]), "e ")))
 	}
 	if len(said) == 0 {
-		return fmt.Errorf("%s: %w", what, err)
+		return fmt.Errorf("%s: %w (the kernel's log may say more)", what, err)
 	}
 	return fmt.Errorf("%s: %w (kernel: %s)", what, err, strings.Join(said, "; "))
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"crunch-oci/imagestore/archive"
@@ -47,7 +48,7 @@ func (s *Store) readRecord(key Key) (record, error) {
 	}
 	var r record
 	if json.Unmarshal(raw, &r) != nil || r.Version != recordVersion || r.Key != key ||
-		digest.FromBytes(r.Config) != r.ID || len(r.Lower) == 0 {
+		digest.FromBytes(r.Config) != r.ID || !slices.Contains(r.Lower, r.Root) {
 		return record{}, ErrNotFound
 	}
 	return r, nil

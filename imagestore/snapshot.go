@@ -23,7 +23,7 @@ type Snapshot struct {
 
 	store   *Store
 	lower   []string
-	rootDir string // the lowerdir that describes the root directory; may be empty
+	rootDir string // the lowerdir that describes the root directory
 
 	mu   sync.Mutex
 	uses []*use

@@ -89,7 +89,7 @@ func (s *Store) make(ctx context.Context, c *claim, key Key, name string, open f
 		g.Go(func() error {
 			u, err := s.layer(gctx, l, p)
 			if err != nil {
-				return fmt.Errorf("layer %d of %d: %w", i+1, len(layers), err)
+				return fmt.Errorf("layer %d of %d (%.19s): %w", i+1, len(layers), l.DiffID, err)
 			}
 			uses[i] = u
 			return nil
@@ -211,9 +211,9 @@ func (s *Store) unpackLayer(ctx context.Context, c *claim, l archive.Layer, p *m
 	res, err := layer.Extract(ctx, stream, fs, o)
 	if err != nil {
 		if full && errors.Is(err, layer.ErrLimit) {
-			return fmt.Errorf("%s: %w: %w", l.DiffID, unix.ENOSPC, err)
+			return fmt.Errorf("%w: %w", unix.ENOSPC, err)
 		}
-		return fmt.Errorf("%s: %w", l.DiffID, blame(ctx, stream, err))
+		return blame(ctx, stream, err)
 	}
 	f := facts{OpaqueRoot: res.OpaqueRoot, Entries: res.Entries, Bytes: res.Bytes}
 	for _, d := range res.ImplicitDirs {

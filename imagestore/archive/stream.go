@@ -191,7 +191,7 @@ func (s *Stream) end() error {
 	}
 	s.sum = <-s.hashed
 	if s.want != "" && s.sum != s.want {
-		return fmt.Errorf("%w: a layer has the digest %s instead of %s", ErrCorrupt, s.sum, s.want)
+		return fmt.Errorf("%w: the layer's content has the digest %s instead of %s", ErrCorrupt, s.sum, s.want)
 	}
 	return io.EOF
 }
