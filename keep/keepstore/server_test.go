@@ -106,7 +106,7 @@ func (c *cluster) do(method, path, token string, body []byte, headers ...string)
 func (c *cluster) want(r reply, status int, body string) {
 	c.t.Helper()
 	if r.status != status || r.body != body {
-		c.t.Errorf("got %d %q, want %d %q", r.status, r.body, status, body)
+		c.t.Errorf("got %d %.100q (%d bytes), want %d %.100q (%d bytes)", r.status, r.body, len(r.body), status, body, len(body))
 	}
 }
 

@@ -17,30 +17,47 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// watchGets puts a proxy before the keepstore and tells which blocks were asked
-// for.
-func watchGets(w *world) (asked func(locator string) bool) {
-	var mu sync.Mutex
-	seen := map[string]bool{}
+// gets is what a keepstore was asked for.
+type gets struct {
+	mu     sync.Mutex
+	hashes map[string]bool
+	fail   bool
+}
+
+// watchGets puts a proxy before the keepstore that takes notes.
+func watchGets(w *world) *gets {
+	g := &gets{hashes: map[string]bool{}}
 	old := w.url
 	w.url = newHTTPServer(w.t, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		mu.Lock()
-		seen[r.URL.Path[1:33]] = true
-		mu.Unlock()
+		g.mu.Lock()
+		g.hashes[r.URL.Path[1:33]] = true
+		g.mu.Unlock()
 		resp, err := http.Get(old + r.URL.Path + "?api_token=" + token)
 		if err != nil {
 			rw.WriteHeader(500)
 			return
 		}
 		defer resp.Body.Close()
+		g.mu.Lock()
+		g.fail = g.fail || resp.StatusCode != 200
+		g.mu.Unlock()
 		rw.Header().Set("Content-Length", resp.Header.Get("Content-Length"))
+		rw.WriteHeader(resp.StatusCode)
 		_, _ = io.Copy(rw, resp.Body)
 	}))
-	return func(locator string) bool {
-		mu.Lock()
-		defer mu.Unlock()
-		return seen[locator[:32]]
-	}
+	return g
+}
+
+func (g *gets) asked(locator string) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.hashes[locator[:32]]
+}
+
+func (g *gets) refused() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.fail
 }
 
 // Somebody who reads a file through finds the next blocks already there;
@@ -54,7 +71,7 @@ func TestReadAhead(t *testing.T) {
 		manifest += " " + locs[i]
 	}
 	pdh := w.publish(fmt.Sprintf("%s 0:%d:f\n", manifest, 5*40<<20), time.Now().Add(time.Hour))
-	asked := watchGets(w)
+	asked := watchGets(w).asked
 	w.mount()
 	f, err := os.Open(w.path("by_id", pdh, "f"))
 	if err != nil {
@@ -87,7 +104,7 @@ func TestReadAheadSmallFiles(t *testing.T) {
 	}
 	manifest.WriteString("\n")
 	pdh := w.publish(manifest.String(), time.Now().Add(time.Hour))
-	asked := watchGets(w)
+	asked := watchGets(w).asked
 	w.mount()
 	for i := range 95 {
 		if _, err := os.ReadFile(w.path("by_id", pdh, fmt.Sprintf("file-%03d", i))); err != nil {

@@ -12,7 +12,9 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -87,6 +89,7 @@ func TestSignatureRefresh(t *testing.T) {
 	a, b := w.put([]byte("aaa")), w.put([]byte("bbb"))
 	manifest := ". " + a + " " + b + " 0:3:a 3:3:b\n"
 	pdh := w.publish(manifest, time.Now().Add(-time.Minute))
+	gets := watchGets(w)
 	w.mount()
 	f, err := os.Open(w.path("by_id", pdh, "b"))
 	if err != nil {
@@ -103,6 +106,9 @@ func TestSignatureRefresh(t *testing.T) {
 	}
 	if n := w.requests(pdh); n != 2 {
 		t.Errorf("%d API requests, want 2", n)
+	}
+	if gets.refused() {
+		t.Error("Keep was asked with a signature that had expired")
 	}
 }
 
@@ -123,8 +129,26 @@ func TestSignatureRefreshAhead(t *testing.T) {
 	}
 }
 
-// A signature that Keep refuses is replaced once, not for ever.
+// So are signatures that Keep refuses although they look good.
 func TestRefusedSignature(t *testing.T) {
+	w := newWorld(t)
+	loc := w.put([]byte("aaa"))
+	manifest := ". " + loc + " 0:3:a\n"
+	pdh := keep.PortableDataHash(manifest)
+	bad := keep.Signer{Key: "other", TTL: time.Hour}.SignManifest(manifest, token, time.Now().Add(time.Hour))
+	w.answer(pdh, Record{PortableDataHash: pdh, ManifestText: bad})
+	w.mount()
+	if _, err := os.Stat(w.path("by_id", pdh, "a")); err != nil {
+		t.Fatal(err)
+	}
+	w.publish(manifest, time.Now().Add(time.Hour))
+	if text, err := os.ReadFile(w.path("by_id", pdh, "a")); err != nil || string(text) != "aaa" {
+		t.Errorf("%q %v\n%s", text, err, w.stderr)
+	}
+}
+
+// A signature that Keep refuses is replaced once, not for ever.
+func TestRefusedSignatureStays(t *testing.T) {
 	w := newWorld(t)
 	loc := w.put([]byte("aaa"))
 	manifest := ". " + loc + " 0:3:a\n"
@@ -209,19 +233,19 @@ func blockedStore(w *world) (release func()) {
 		}
 	}))
 	w.url = hs
-	return func() { close(gate) }
+	return sync.OnceFunc(func() { close(gate) })
 }
 
 // readerRole reads the file in its first argument, tells on stdout that it is
-// about to, and prints what it got. It takes SIGUSR1 without restarting.
+// about to, and prints what it got.
 func readerRole() int {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGUSR1)
+	fmt.Println("reading")
 	fd, err := unix.Open(os.Args[1], unix.O_RDONLY, 0)
 	if err != nil {
 		fmt.Println(err)
 		return 1
 	}
-	fmt.Println("reading")
 	buf := make([]byte, 100)
 	n, err := unix.Read(fd, buf)
 	fmt.Println(string(buf[:max(n, 0)]), err)
@@ -248,51 +272,119 @@ func startReader(t *testing.T, path string) (*exec.Cmd, *bufio.Reader) {
 	return cmd, r
 }
 
-// A reader that waits for Keep can be killed at once; a signal that does not
-// kill it does not disturb its read.
-func TestSignalsToReader(t *testing.T) {
-	w := newWorld(t)
-	loc := w.put([]byte("foobar"))
-	pdh := w.publish(". "+loc+" 0:6:f\n", time.Now().Add(time.Hour))
-	release := blockedStore(w)
-	w.mount()
-	killed, _ := startReader(t, w.path("by_id", pdh, "f"))
-	waitFor(t, "the reader to wait", func() bool { return inFuse(killed.Process.Pid) })
-	if err := killed.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	_ = killed.Wait() // the test would hang here
+// A program that waits for the API server or for Keep can be killed at once; a
+// signal that does not kill it does not disturb it.
+func TestSignals(t *testing.T) {
+	for _, where := range []string{"API", "Keep"} {
+		t.Run(where, func(t *testing.T) {
+			w := newWorld(t)
+			loc := w.put([]byte("foobar"))
+			pdh := w.publish(". "+loc+" 0:6:f\n", time.Now().Add(time.Hour))
+			var release func()
+			if where == "API" {
+				release = blockedAPI(w, pdh)
+			} else {
+				release = blockedStore(w)
+			}
+			w.mount()
+			t.Cleanup(release) // nothing waits when the server is to end
+			path := w.path("by_id", pdh, "f")
+			killed, _ := startReader(t, path)
+			waitBlocked(t, killed.Process.Pid)
+			if err := killed.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			_ = killed.Wait() // the test would hang here
 
-	patient, out := startReader(t, w.path("by_id", pdh, "f"))
-	waitFor(t, "the reader to wait", func() bool { return inFuse(patient.Process.Pid) })
-	for range 3 {
-		if err := patient.Process.Signal(syscall.SIGUSR1); err != nil {
-			t.Fatal(err)
-		}
+			patient, out := startReader(t, path)
+			waitBlocked(t, patient.Process.Pid)
+			signalThreads(t, patient.Process.Pid, syscall.SIGUSR1)
+			lines := make(chan string, 1)
+			go func() {
+				line, _ := out.ReadString('\n')
+				lines <- line
+			}()
+			var line string
+			select {
+			case line = <-lines: // too early
+			case <-time.After(300 * time.Millisecond):
+				release()
+				line = <-lines
+			}
+			if line != "foobar <nil>\n" {
+				t.Errorf("reader with signals: %q\n%s", line, w.stderr)
+			}
+			_ = patient.Wait()
+		})
 	}
-	release()
-	if line, err := out.ReadString('\n'); line != "foobar <nil>\n" {
-		t.Errorf("reader with signals: %q %v\n%s", line, err, w.stderr)
-	}
-	_ = patient.Wait()
 }
 
-// inFuse tells whether some thread of a process waits for a FUSE server.
-func inFuse(pid int) bool {
+// blockedAPI makes the API server answer late.
+func blockedAPI(w *world, id string) (release func()) {
+	path := filepath.Join(w.api, id)
+	text, err := os.ReadFile(path)
+	if err == nil {
+		err = errors.Join(os.Remove(path), unix.Mkfifo(path, 0o600))
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return sync.OnceFunc(func() {
+		f, err := os.OpenFile(path, os.O_RDWR, 0) // does not wait for a reader
+		if err != nil {
+			w.t.Error(err)
+			return
+		}
+		defer f.Close()
+		if _, err := f.Write(text); err != nil {
+			w.t.Error(err)
+		}
+	})
+}
+
+// waitBlocked waits until a process waits for the FUSE server, and not for a
+// moment only.
+func waitBlocked(t *testing.T, pid int) {
+	t.Helper()
+	seen := 0
+	waitFor(t, "the reader to wait", func() bool {
+		if seen++; !inFuse(t, pid) {
+			seen = 0
+		}
+		return seen > 30
+	})
+}
+
+// inFuse tells whether a thread of a process waits for a FUSE server, or for a
+// page that one is to deliver.
+func inFuse(t *testing.T, pid int) bool {
 	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stack", pid))
 	for _, f := range files {
-		if text, err := os.ReadFile(f); err == nil && bytes.Contains(text, []byte("fuse_")) {
-			return true
+		text, err := os.ReadFile(f)
+		if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ESRCH) {
+			t.Fatal(err)
 		}
-	}
-	// Without /proc/PID/stack: the state of some thread is D or the like.
-	files, _ = filepath.Glob(fmt.Sprintf("/proc/%d/task/*/wchan", pid))
-	for _, f := range files {
-		if text, err := os.ReadFile(f); err == nil && (bytes.Contains(text, []byte("fuse")) || bytes.Contains(text, []byte("folio_wait"))) {
+		if bytes.Contains(text, []byte("fuse_")) || bytes.Contains(text, []byte("folio_wait")) || bytes.Contains(text, []byte("filemap_")) {
 			return true
 		}
 	}
 	return false
+}
+
+// signalThreads sends a signal to each thread of a process: sent to the process
+// it would go to one that does not wait.
+func signalThreads(t *testing.T, pid int, sig syscall.Signal) {
+	t.Helper()
+	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, task := range tasks {
+		tid, _ := strconv.Atoi(task.Name())
+		if err := unix.Tgkill(pid, tid, sig); err != nil && err != unix.ESRCH {
+			t.Fatal(err)
+		}
+	}
 }
 
 // A server that dies leaves ENOTCONN behind, which --unmount clears away.
@@ -339,7 +431,7 @@ func TestUnmountHungServer(t *testing.T) {
 	release := blockedStore(w)
 	w.mount()
 	reader, out := startReader(t, w.path("by_id", pdh, "f"))
-	waitFor(t, "the reader to wait", func() bool { return inFuse(reader.Process.Pid) })
+	waitBlocked(t, reader.Process.Pid)
 	if err := w.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
@@ -372,7 +464,7 @@ func TestTerminate(t *testing.T) {
 	defer release()
 	w.mount()
 	reader, _ := startReader(t, w.path("by_id", pdh, "f"))
-	waitFor(t, "the reader to wait", func() bool { return inFuse(reader.Process.Pid) })
+	waitBlocked(t, reader.Process.Pid)
 	if err := w.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
