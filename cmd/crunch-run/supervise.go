@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"runtime/debug"
 	"runtime/pprof"
 	"syscall"
 	"time"
@@ -45,6 +46,9 @@ func runSupervisor(args []string, stdin io.Reader, stdout, stderr io.Writer) int
 	return 0
 }
 
+// memoryLimit is a soft limit for the supervisor's memory, in bytes.
+const memoryLimit = 512 << 20
+
 // prepareProcess makes this process fit to run containers.
 func prepareProcess(stderr io.Writer) int {
 	if os.Geteuid() != 0 {
@@ -53,6 +57,9 @@ func prepareProcess(stderr io.Writer) int {
 	if err := mountns.Enter(); err != nil {
 		return fail(stderr, 1, "%v", err)
 	}
+	// The heap is a few blocks of 64 MiB at its largest: above this the collector
+	// works harder rather than let it grow.
+	debug.SetMemoryLimit(memoryLimit)
 	// Directories that containers use get exactly the modes they are made with.
 	syscall.Umask(0o022)
 	return 0
