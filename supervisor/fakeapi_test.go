@@ -42,6 +42,7 @@ type fakeAPI struct {
 	names       map[string]string         // what the trace calls a hash
 	logs        int                       // saves of the log
 	savedLog    string                    // its hash
+	output      string                    // the hash of the output
 	calls       []call                    // in order of their ends
 	refuse      func(*call) (status int)  // 0: do not
 	edit        func(c *call, answer any) // may change what is answered
@@ -54,6 +55,7 @@ type call struct {
 	Params              map[string]any
 	Failed              bool
 	label               string
+	savedLog, output    string // hashes at its end
 }
 
 func startAPI(w *world) *fakeAPI {
@@ -121,7 +123,7 @@ func (a *fakeAPI) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		if a.edit != nil {
 			a.edit(c, answer)
 		}
-		c.Failed = err != nil
+		c.Failed, c.savedLog, c.output = err != nil, a.savedLog, a.output
 		a.calls = append(a.calls, *c)
 	}
 	rw.Header().Set("Content-Type", "application/json")
@@ -311,6 +313,8 @@ func (a *fakeAPI) save(c *call, id string) (any, error) {
 	if isLog {
 		a.logs++
 		a.savedLog, name = pdh, fmt.Sprintf("LOG%d", a.logs)
+	} else {
+		a.output = pdh
 	}
 	a.names[pdh] = name
 	return map[string]any{"uuid": logUUID, "portable_data_hash": pdh}, nil

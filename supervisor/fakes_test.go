@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,6 +26,7 @@ import (
 	"crunch-oci/imagestore"
 	"crunch-oci/imagestore/archive"
 	"crunch-oci/keep"
+	"crunch-oci/keep/keeptest"
 	"crunch-oci/oci"
 	"crunch-oci/supervisor/joblog"
 	"crunch-oci/supervisor/stats"
@@ -211,6 +213,8 @@ type fakeRuntime struct {
 	oom    bool
 	// waitErr is what Wait says instead of an exit status.
 	waitErr error
+	// signalErr is what Signal says.
+	signalErr error
 }
 
 func (*fakeRuntime) Version() string { return "fake 2.0" }
@@ -282,10 +286,14 @@ func (f *fakeRuntime) Create(ctx context.Context, id, bundle string, stdio oci.S
 // end makes the process a dead one.
 func (p *fakeProcess) end(s oci.ExitStatus) {
 	p.ending.Do(func() {
-		_, _, _ = p.guest.stdin.Close(), p.guest.stdout.Close(), p.guest.stderr.Close()
+		p.closeStdio()
 		p.status = s
 		close(p.ended)
 	})
+}
+
+func (p *fakeProcess) closeStdio() {
+	_, _, _ = p.guest.stdin.Close(), p.guest.stdout.Close(), p.guest.stderr.Close()
 }
 
 func (p *fakeProcess) alive() bool {
@@ -331,12 +339,16 @@ func (p *fakeProcess) Wait(ctx context.Context) (oci.ExitStatus, error) {
 func (p *fakeProcess) Signal(sig syscall.Signal) error {
 	p.rt.w.note(fmt.Sprintf("signal container: %v", sig))
 	p.guest.signals <- sig
-	return nil
+	return p.rt.signalErr
 }
 
 func (p *fakeProcess) Kill(ctx context.Context) error {
 	if _, ok := ctx.Deadline(); !ok {
 		p.rt.w.t.Error("a container is killed without a time limit")
+	}
+	if p.rt.w.immortal {
+		p.closeStdio()
+		return fmt.Errorf("1 process still alive: %w", context.DeadlineExceeded)
 	}
 	if !p.alive() {
 		return nil
@@ -399,4 +411,13 @@ func (fakeMeter) Container(Process) stats.Sources {
 
 func (m fakeMeter) Usage(Process) Usage {
 	return Usage{OOMKilled: m.rt.oom, PeakMemory: 8192, CPU: time.Second}
+}
+
+// refuseWrites makes Keep read-only.
+func refuseWrites(_ *keeptest.Server, w http.ResponseWriter, r *http.Request) bool {
+	if r.Method == http.MethodGet {
+		return false
+	}
+	http.Error(w, "full", http.StatusServiceUnavailable)
+	return true
 }

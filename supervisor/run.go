@@ -94,8 +94,8 @@ func (s *Supervisor) Run(ctx, stop context.Context) error {
 	defer cancel()
 	if err := r.claim(early); err != nil {
 		// Nothing is known of the record but that it is not ours: no update.
-		if early.Err() != nil {
-			return r.stoppedEarly(ctx, early, err)
+		if r.stopping(ctx) {
+			return r.stoppedEarly(ctx, err)
 		}
 		return err
 	}
@@ -110,8 +110,8 @@ func (s *Supervisor) Run(ctx, stop context.Context) error {
 func (r *run) execute(ctx, early context.Context) error {
 	for _, s := range beforeRunning {
 		err := r.take(s, early)
-		if early.Err() != nil {
-			return r.stoppedEarly(ctx, early, err)
+		if r.stopping(ctx) {
+			return r.stoppedEarly(ctx, err)
 		}
 		if err != nil {
 			return err
@@ -134,11 +134,17 @@ func (r *run) execute(ctx, early context.Context) error {
 	return nil
 }
 
-// stoppedEarly makes the container wait in the queue again, because early is
-// done. That is no failure, unless err is one of its own, or ctx is done too:
+// stopping reports whether the run is to be stopped or given up.
+func (r *run) stopping(ctx context.Context) bool { return r.stop.Err() != nil || ctx.Err() != nil }
+
+// stoppedEarly makes the container wait in the queue again, because the run is
+// stopped. That is no failure, unless err is one of its own, or ctx is done too:
 // then the queue will not hear of it.
-func (r *run) stoppedEarly(ctx, early context.Context, err error) error {
-	cause := context.Cause(early)
+func (r *run) stoppedEarly(ctx context.Context, err error) error {
+	cause := context.Cause(r.stop)
+	if ctx.Err() != nil {
+		cause = context.Cause(ctx)
+	}
 	r.noteStop(cause.Error())
 	r.final = arvados.StateQueued
 	switch {
@@ -186,6 +192,9 @@ func cancelled(err error) error { return &verdict{arvados.StateCancelled, err} }
 // mergeDone returns a context that is done when either is, with its cause.
 func mergeDone(ctx, stop context.Context) (context.Context, context.CancelFunc) {
 	both, cancel := context.WithCancelCause(ctx)
+	if stop.Err() != nil {
+		cancel(context.Cause(stop)) // now, not soon
+	}
 	detach := context.AfterFunc(stop, func() { cancel(context.Cause(stop)) })
 	return both, func() { detach(); cancel(nil) }
 }

@@ -18,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	"crunch-oci/arvados"
 	"crunch-oci/imagestore"
 	"crunch-oci/keep"
 	"crunch-oci/keep/keeptest"
@@ -44,6 +45,7 @@ type world struct {
 	ctx, stopping context.Context
 	giveUp, stop  context.CancelCauseFunc
 
+	client  *arvados.Client
 	closers []func() error
 
 	mu    sync.Mutex
@@ -53,6 +55,10 @@ type world struct {
 	at      int
 	before  int // length of the trace at the time of trouble
 	trouble func(ctx context.Context, op string) error
+
+	fail func(op string) error // may be nil
+
+	immortal bool // containers survive Kill, and everything
 
 	broken []string // errors that marked the node
 	err    error    // of Run
@@ -83,6 +89,7 @@ func newWorld(t *testing.T) *world {
 		"output_path": "/out", "priority": 1, "runtime_constraints": map[string]any{"ram": 1000000, "vcpus": 1},
 		"output_storage_classes": []string{"default"}, "output": nil, "log": nil, "exit_code": nil, "gateway_address": nil,
 	}
+	w.api.secrets = make(map[string]any)
 	account := func(token string, classes []string) *fakeAccount {
 		c, err := keep.NewClient(keep.ClientConfig{
 			Services: services, Token: token, Retries: -1, DefaultReplication: 1, StorageClasses: classes,
@@ -99,10 +106,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w.closers = append(w.closers, w.logTree.Close)
-	log, err := joblog.New(joblog.Config{UUID: testUUID, Tree: joblog.InCollection(w.logTree), Saver: fakeSaver{client}, Stderr: &w.stderr})
-	if err != nil {
-		t.Fatal(err)
-	}
+	w.client = client
 	store, err := imagestore.Open(w.mkdir("store"), imagestore.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -117,7 +121,7 @@ func newWorld(t *testing.T) *world {
 	began, asked := time.Date(2026, 1, 2, 11, 0, 0, 0, time.UTC), 0
 	w.sup = &Supervisor{
 		UUID: testUUID, Version: "1.0 (go1.26)", Identity: "uid=0(root) gid=0(root) groups=0(root)",
-		Log: log, Records: client, Login: func(token string, classes []string) (Account, error) { return account(token, classes), nil },
+		Log: w.newLog(nil), Records: client, Login: func(token string, classes []string) (Account, error) { return account(token, classes), nil },
 		Mounter: w.mounter, Images: fakeImages{store, w}, Runtime: w.runtime, Meter: fakeMeter{w.runtime},
 		RunDir: runDir, Scratch: w.mkdir("scratch"),
 		Network: func(api bool) (oci.Network, error) {
@@ -142,6 +146,30 @@ func newWorld(t *testing.T) *world {
 		},
 	}
 	return w
+}
+
+// newLog makes the log; saving, if not nil, is called at the begin of a save.
+func (w *world) newLog(saving func(context.Context)) *joblog.Log {
+	log, err := joblog.New(joblog.Config{
+		UUID: testUUID, Tree: noticing{joblog.InCollection(w.logTree), saving}, Saver: fakeSaver{w.client}, Stderr: &w.stderr,
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return log
+}
+
+// noticing is a tree that tells when it is saved.
+type noticing struct {
+	joblog.Tree
+	saving func(context.Context)
+}
+
+func (n noticing) MarshalManifest(ctx context.Context) (string, error) {
+	if n.saving != nil {
+		n.saving(ctx)
+	}
+	return n.Tree.MarshalManifest(ctx)
 }
 
 // writeResult is the program that most tests run.
@@ -242,13 +270,16 @@ func (w *world) op(ctx context.Context, name string) error {
 	w.mu.Unlock()
 	if strings.HasPrefix(name, "container POST collections") || strings.Contains(name, `"state":"C`) {
 		for _, p := range w.runtime.made {
-			if p.alive() {
+			if p.alive() && !w.immortal {
 				w.t.Errorf("%s: while the container is alive", name)
 			}
 		}
 	}
 	if meddle {
 		return w.trouble(ctx, name)
+	}
+	if w.fail != nil {
+		return w.fail(name)
 	}
 	return nil
 }
@@ -282,7 +313,7 @@ func (o observer) Ended(u Usage)                   { o.w.note(fmt.Sprintf("ended
 func (w *world) checkInvariants() {
 	w.t.Helper()
 	for _, p := range w.runtime.made {
-		if p.alive() || !p.deleted {
+		if (p.alive() || !p.deleted) && !w.immortal {
 			w.t.Errorf("container left behind (alive %v)", p.alive())
 		}
 	}
@@ -374,10 +405,12 @@ func mountsBelow(t testing.TB, dir string) (list []string) {
 }
 
 // savedFiles is the content of the log collection as last saved.
-func (w *world) savedFiles() map[string]string {
+func (w *world) savedFiles() map[string]string { return w.files(w.api.collections[w.api.savedLog]) }
+
+// files is the content of the files at the top of a manifest.
+func (w *world) files(manifest string) map[string]string {
 	w.t.Helper()
 	files := make(map[string]string)
-	manifest := w.api.collections[w.api.savedLog]
 	if manifest == "" {
 		return files
 	}

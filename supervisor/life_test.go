@@ -1,0 +1,571 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"crunch-oci/arvados"
+	"crunch-oci/oci"
+)
+
+// fromTrouble are the lines of the saved log from the one given on.
+func (w *world) fromTrouble(first string) string {
+	_, after, ok := strings.Cut(w.messages(), first+"\n")
+	if !ok {
+		w.t.Errorf("%q is not in the log:\n%s", first, w.messages())
+	}
+	return first + "\n" + after
+}
+
+// ends checks the last state, the exit code sent with it, and the error.
+func (w *world) ends(state string, exitCode any, problem string) {
+	w.t.Helper()
+	if got := last(w.api.states); got != state {
+		w.t.Errorf("the container ends as %q instead of %q", got, state)
+	}
+	if got := fmt.Sprint(w.api.record["exit_code"]); got != fmt.Sprint(exitCode) {
+		w.t.Errorf("exit code %v instead of %v", got, exitCode)
+	}
+	switch {
+	case problem == "" && w.err != nil:
+		w.t.Errorf("error %v", w.err)
+	case problem != "" && (w.err == nil || !strings.Contains(w.readable(w.err.Error()), problem)):
+		w.t.Errorf("error %v, want %s", w.err, problem)
+	}
+	if w.t.Failed() {
+		w.t.Logf("log:\n%s", w.said())
+	}
+}
+
+// timers replaces time.After; a timer whose duration is in at once is over.
+func (w *world) timers(over ...time.Duration) *[]time.Duration {
+	asked := new([]time.Duration)
+	w.sup.After = func(d time.Duration) <-chan time.Time {
+		*asked = append(*asked, d)
+		if !slices.Contains(over, d) {
+			return nil
+		}
+		c := make(chan time.Time, 1)
+		c <- time.Time{}
+		return c
+	}
+	return asked
+}
+
+// onTerm is a program that ends when it gets TERM, having written how.
+func onTerm(code int) func(*guest) int {
+	return func(g *guest) int {
+		select {
+		case sig := <-g.signals:
+			fmt.Fprintf(g.stdout, "got %v\n", sig)
+			return code
+		case <-g.killed:
+			return 0
+		}
+	}
+}
+
+func TestMaximumRunTime(t *testing.T) {
+	const grace = 10 * time.Second
+	stopped := "maximum run time exceeded. Stopping container.\nstopping container\n"
+	for _, c := range []struct {
+		name    string
+		program func(*guest) int
+		over    []time.Duration
+		code    int
+		log     string
+	}{
+		{"ends in time", exits(0), nil, 0, ""},
+		{"obeys", onTerm(3), []time.Duration{time.Hour}, 3, stopped + "Container exited with status code 3\n"},
+		{"does not obey", untilKilled, []time.Duration{time.Hour, grace}, 137, stopped + "Container exited with status code 137 (signal 9, SIGKILL)\n"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t)
+			w.api.record["scheduling_parameters"] = map[string]any{"max_run_time": 3600}
+			w.runtime.program = c.program
+			w.timers(c.over...)
+			w.run()
+			if c.log == "" {
+				w.ends(arvados.StateComplete, c.code, "")
+				return
+			}
+			w.ends(arvados.StateCancelled, c.code, "")
+			if got := w.fromTrouble("Waiting for container to finish"); !strings.Contains(got, c.log) {
+				t.Errorf("log\n%s, want\n%s", got, c.log)
+			}
+		})
+	}
+	t.Run("stopped in its grace period", func(t *testing.T) {
+		w := newWorld(t)
+		w.api.record["scheduling_parameters"] = map[string]any{"max_run_time": 3600}
+		w.runtime.program = func(g *guest) int {
+			<-g.signals
+			w.stop(errStop)
+			<-g.killed
+			return 0
+		}
+		w.timers(time.Hour) // the grace period has no end
+		w.run()
+		w.ends(arvados.StateCancelled, 137, "")
+	})
+	t.Run("longer than time is", func(t *testing.T) {
+		w := newWorld(t)
+		w.api.record["scheduling_parameters"] = map[string]any{"max_run_time": int64(math.MaxInt64)}
+		asked := w.timers()
+		w.run()
+		w.ends(arvados.StateComplete, 0, "")
+		if len(*asked) != 1 || (*asked)[0] < 290*365*24*time.Hour {
+			t.Errorf("timers of %v", *asked)
+		}
+	})
+}
+
+func TestStopGrace(t *testing.T) {
+	const grace = 5 * time.Second
+	for _, c := range []struct {
+		name    string
+		program func(*guest) int
+		grace   time.Duration
+		over    []time.Duration
+		code    int
+		signals bool
+	}{
+		{"none", untilKilled, 0, nil, 137, false},
+		{"obeys", onTerm(3), grace, nil, 3, true},
+		{"does not obey", untilKilled, grace, []time.Duration{grace}, 137, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t)
+			w.sup.Limits.StopGrace = c.grace
+			w.timers(c.over...)
+			w.runtime.program = func(g *guest) int {
+				<-g.awaited
+				w.stop(errStop)
+				return c.program(g)
+			}
+			w.run()
+			w.ends(arvados.StateCancelled, c.code, "")
+			if got := slices.Contains(w.trace, "signal container: terminated"); got != c.signals {
+				t.Errorf("TERM sent: %v", got)
+			}
+			if log := w.fromTrouble("caught signal: terminated"); !strings.HasPrefix(log, "caught signal: terminated\nstopping container\n") {
+				t.Errorf("log\n%s", log)
+			}
+		})
+	}
+}
+
+// A program that ends by itself at the moment it is stopped is not an error.
+func TestSignalComesTooLate(t *testing.T) {
+	w := newWorld(t)
+	w.sup.Limits.StopGrace = time.Second
+	w.timers()
+	w.runtime.program = func(g *guest) int {
+		<-g.awaited
+		w.stop(errStop)
+		return 0
+	}
+	w.runtime.signalErr = os.ErrProcessDone
+	w.run()
+	w.ends(arvados.StateCancelled, 0, "")
+	if strings.Contains(w.said(), "error stopping container") {
+		t.Errorf("log:\n%s", w.said())
+	}
+}
+
+func TestFUSEServerEnds(t *testing.T) {
+	const stopping = "arv-mount exited while container is still running. Stopping container.\nstopping container\n"
+	for _, c := range []struct {
+		name string
+		err  error
+		log  string
+	}{
+		{"with an error", errors.New("exit status 1"), "Arv-mount exit error: exit status 1\n" + stopping},
+		{"with status 0", nil, stopping},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t)
+			w.input()
+			running := make(chan struct{})
+			w.mounter.script = func(*fakeMount) error { <-running; return c.err }
+			w.runtime.program = func(g *guest) int {
+				_, _ = io.WriteString(g.stdout, "hello\n")
+				close(running)
+				<-g.killed
+				return 0
+			}
+			w.run()
+			w.ends(arvados.StateCancelled, 137, "")
+			if got := w.fromTrouble("Waiting for container to finish"); !strings.HasPrefix(got, "Waiting for container to finish\n"+c.log+"Container exited with status code 137") {
+				t.Errorf("log\n%s", got)
+			}
+			if out := w.readable(w.savedFiles()["stdout.txt"]); out != "hello\n" {
+				t.Errorf("stdout.txt holds %q", out)
+			}
+		})
+	}
+	t.Run("while output is captured", func(t *testing.T) {
+		w := newWorld(t)
+		w.input()
+		captured := make(chan struct{})
+		w.mounter.script = func(*fakeMount) error { <-captured; return errors.New("exit status 2") }
+		w.api.edit = func(c *call, _ any) {
+			if c.Token == "container" && c.Method == "POST" {
+				close(captured)
+				<-w.mounter.started[0].exited
+			}
+		}
+		w.run()
+		w.ends(arvados.StateComplete, 0, "")
+		if !strings.Contains(w.said(), "Arv-mount exit error: exit status 2\n") {
+			t.Errorf("stderr:\n%s", w.said())
+		}
+	})
+}
+
+// The serious errors of the FUSE server reach the record, only the first.
+func TestFUSEServerComplains(t *testing.T) {
+	w := newWorld(t)
+	w.input()
+	reported := make(chan struct{})
+	w.api.edit = func(c *call, _ any) {
+		if attrs, ok := c.Params["container"].(map[string]any); ok && attrs["runtime_status"] != nil {
+			close(reported)
+		}
+	}
+	w.runtime.program = func(*guest) int {
+		m := w.mounter.started[0]
+		_, _ = io.WriteString(m.stdout, "Keep write error on stdout\n")
+		_, _ = io.WriteString(m.stderr, "2026 Block not found error: x\n")
+		_, _ = io.WriteString(m.stderr, "Keep write error: y\n")
+		<-reported
+		return 0
+	}
+	w.run()
+	w.ends(arvados.StateComplete, 0, "")
+	want := map[string]any{"warning": "arv-mount: Block not found error", "warningDetail": "2026 Block not found error: x"}
+	if got := w.api.record["runtime_status"]; fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("runtime_status %v", got)
+	}
+	if got := w.readable(w.savedFiles()["arv-mount.txt"]); !strings.Contains(got, "on stdout\n2026 Block") {
+		t.Errorf("arv-mount.txt holds %q", got)
+	}
+}
+
+// A process that waits for the FUSE server in the kernel cannot be killed
+// before that answers, or ends.
+func TestContainerStuckInFUSE(t *testing.T) {
+	w := newWorld(t)
+	w.input()
+	w.runtime.clingy = true
+	w.runtime.program = func(g *guest) int { <-g.awaited; w.stop(errStop); <-g.killed; return 0 }
+	w.run()
+	w.ends(arvados.StateCancelled, 137, "")
+	if !strings.Contains(w.said(), "error stopping container: 1 process still alive") {
+		t.Errorf("log:\n%s", w.said())
+	}
+}
+
+// What cannot be killed at all must not hang the run.
+func TestContainerCannotBeKilled(t *testing.T) {
+	for _, stopped := range []bool{true, false} {
+		t.Run(fmt.Sprint("stopped ", stopped), func(t *testing.T) {
+			w := newWorld(t)
+			w.immortal = true
+			w.runtime.program = func(g *guest) int {
+				<-g.awaited
+				if stopped {
+					w.stop(errStop)
+					<-w.ctx.Done() // the end of the test
+				}
+				return 0
+			}
+			w.run()
+			if stopped {
+				w.ends(arvados.StateCancelled, nil, "stop container: 1 process still alive")
+			} else {
+				// The first process has ended, but another is there: with that the
+				// output is not final.
+				w.ends(arvados.StateCancelled, 0, "stop container: 1 process still alive")
+			}
+		})
+	}
+}
+
+func TestWaitFails(t *testing.T) {
+	w := newWorld(t)
+	w.runtime.waitErr = errors.New("container lost")
+	w.run()
+	w.ends(arvados.StateCancelled, nil, "wait for container: container lost")
+	if out := w.readable(w.savedFiles()["stdout.txt"]); out != "hello\n" {
+		t.Errorf("stdout.txt holds %q", out)
+	}
+	if _, ok := w.api.record["output"].(string); ok {
+		t.Error("an output is published")
+	}
+}
+
+// outOfMemory is what makes the workflow runner try again with more memory.
+var outOfMemory = regexp.MustCompile(`(?i)(bad_alloc|out ?of ?memory|memory ?error|container using over 9.% of memory)`)
+
+func TestOutOfMemory(t *testing.T) {
+	for _, oom := range []bool{true, false} {
+		t.Run(fmt.Sprint(oom), func(t *testing.T) {
+			w := newWorld(t)
+			w.runtime.oom = oom
+			w.runtime.program = exits(137)
+			w.run()
+			w.ends(arvados.StateComplete, 137, "")
+			if got := outOfMemory.MatchString(w.messages()); got != oom {
+				t.Errorf("out of memory %v, but the log says\n%s", oom, w.messages())
+			}
+		})
+	}
+}
+
+// What is at fault decides whether other nodes shall try too.
+func TestWhoseFault(t *testing.T) {
+	noSpace := fmt.Errorf("write /x: %w", syscall.ENOSPC)
+	for _, c := range []struct {
+		name   string
+		change func(*world)
+		state  string
+		broken bool
+		err    string
+	}{
+		{"the node, creating", func(w *world) { w.failAt("create container", errTest) }, arvados.StateQueued, false, "While creating container: no luck"},
+		{"the request, creating", func(w *world) { w.failAt("create container", fmt.Errorf("cwd: %w", oci.ErrRequest)) }, arvados.StateCancelled, false, "While creating container: cwd"},
+		{"the node's disk, creating", func(w *world) { w.failAt("create container", noSpace) }, arvados.StateQueued, false, "no space left on device"},
+		{"the node's disk, unpacking", func(w *world) { w.failAt("unpack image", noSpace) }, arvados.StateQueued, true, "failed to load container image: write /x: no space left on device"},
+		{"the image", func(w *world) { w.failAt("unpack image", errTest) }, arvados.StateCancelled, false, "failed to load container image: no luck"},
+		{"the node's disk, starting", func(w *world) { w.failAt("start container", noSpace) }, arvados.StateCancelled, true, "could not start container: write /x: no space left on device"},
+		{"the node's disk, waiting", func(w *world) { w.failAt("wait for container", noSpace) }, arvados.StateCancelled, true, "wait for container: write /x: no space left on device"},
+		{"the command", func(w *world) {
+			w.failAt("start container", &oci.StartError{Command: "./cmd", Reason: `exec: "./cmd": no such file or directory`})
+		}, arvados.StateCancelled, false, "could not start container: exec: \"./cmd\": no such file or directory\nPossible causes: command \"./cmd\" is missing"},
+		{"the environment", func(w *world) { w.api.record["environment"] = map[string]any{"A=B": "c"} }, arvados.StateCancelled, false, "While creating container: environment variable name"},
+		{"the node's network", func(w *world) { w.sup.Network = func(bool) (oci.Network, error) { return "", errTest } }, arvados.StateQueued, false, "While creating container: no luck"},
+		{"the place for stdout", func(w *world) {
+			w.mount("stdout", map[string]any{"kind": "file", "path": "/out/dir/file"})
+			w.mount("/out/dir", map[string]any{"kind": "text", "content": "no directory"})
+		}, arvados.StateCancelled, false, "While"},
+		{"GPUs are wanted", func(w *world) {
+			w.api.record["runtime_constraints"].(map[string]any)["gpu"] = map[string]any{"stack": "cuda", "device_count": 1}
+		}, arvados.StateCancelled, false, "the container needs GPUs"},
+		{"two image files", func(w *world) {
+			w.api.record["container_image"] = w.collection("IMAGES", ". d41d8cd98f00b204e9800998ecf8427e+0 0:0:a.tar 0:0:b.tar 0:0:c.txt\n")
+		}, arvados.StateCancelled, false, "failed to load container image: cannot choose from multiple tar files in image collection: [a.tar b.tar]"},
+		{"no image file", func(w *world) {
+			w.api.record["container_image"] = w.collection("NONE", ". d41d8cd98f00b204e9800998ecf8427e+0 0:0:a.txt\n./d.tar d41d8cd98f00b204e9800998ecf8427e+0 0:0:b.tar\n")
+		}, arvados.StateCancelled, false, "failed to load container image: image collection does not include a .tar image file"},
+		{"no image collection", func(w *world) { w.api.record["container_image"] = strings.Repeat("a", 32) + "+99" }, arvados.StateCancelled, false, "failed to load container image: open image collection"},
+		{"a wrong id", func(w *world) {
+			data, _ := tarball(w.t)
+			w.api.record["container_image"] = w.store("WRONG", "sha256:"+strings.Repeat("0", 64)+".tar", data)
+		}, arvados.StateCancelled, false, "failed to load container image: "},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t)
+			c.change(w)
+			w.run()
+			w.ends(c.state, nil, c.err)
+			if got := len(w.broken) > 0; got != c.broken {
+				t.Errorf("node marked as broken: %v", w.broken)
+			}
+			if got := strings.Contains(w.said(), "Error suggests node is unable to run containers: "); got != c.broken {
+				t.Errorf("log:\n%s", w.said())
+			}
+			if !strings.Contains(w.messages(), "error in Run: "+strings.Split(w.readable(w.err.Error()), "\n")[0]) {
+				t.Errorf("the log does not tell %v:\n%s", w.err, w.messages())
+			}
+		})
+	}
+}
+
+// failAt makes an operation fail.
+func (w *world) failAt(op string, err error) {
+	w.fail = func(name string) error {
+		if name == op {
+			return err
+		}
+		return nil
+	}
+}
+
+// An image whose name promises no id is accepted, and the log says so.
+func TestImageWithoutID(t *testing.T) {
+	for _, name := range []string{strings.Repeat("0123456789abcdef", 4) + ".tar", "my-image.tar"} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			data, _ := tarball(t)
+			w.api.record["container_image"] = w.store("NAMED", name, data)
+			w.run()
+			w.ends(arvados.StateComplete, 0, "")
+			id := strings.TrimSuffix(name, ".tar")
+			if log := w.messages(); !strings.Contains(log, fmt.Sprintf("Using Docker image id %q\n", id)) || !strings.Contains(log, "has no image id to check") {
+				t.Errorf("log:\n%s", log)
+			}
+		})
+	}
+}
+
+func TestStandardStreams(t *testing.T) {
+	w := newWorld(t)
+	w.mount("stdin", map[string]any{"kind": "collection", "portable_data_hash": w.store("STDIN", "in", []byte("some input")), "path": "in"})
+	w.mount("stdout", map[string]any{"kind": "file", "path": "/out/copy"})
+	w.runtime.program = func(g *guest) int {
+		if _, err := io.Copy(g.stdout, g.stdin); err != nil {
+			return 1
+		}
+		_, _ = io.WriteString(g.stderr, "no newline")
+		return 0
+	}
+	w.run()
+	w.ends(arvados.StateComplete, 0, "")
+	out := w.outputFiles()
+	if out["copy"] != "some input" {
+		t.Errorf("output %q", out)
+	}
+	files := w.savedFiles()
+	if _, ok := files["stdout.txt"]; ok {
+		t.Error("stdout.txt is in the log")
+	}
+	if got := w.readable(files["stderr.txt"]); got != "no newline" {
+		t.Errorf("stderr.txt holds %q", got)
+	}
+}
+
+// A program may leave its input unread, and its output open elsewhere.
+func TestInputLeftUnread(t *testing.T) {
+	w := newWorld(t)
+	w.mount("stdin", map[string]any{"kind": "text", "content": "x"})
+	w.mount("stdin", map[string]any{"kind": "collection", "portable_data_hash": w.store("STDIN", "in", make([]byte, 1<<20)), "path": "in"})
+	w.run()
+	w.ends(arvados.StateComplete, 0, "")
+}
+
+// While Keep does not take log data the run goes on, and ends.
+func TestKeepFails(t *testing.T) {
+	w := newWorld(t)
+	data := make([]byte, 100)
+	w.runtime.program = func(g *guest) int {
+		w.keep.Inject(-1, refuseWrites)
+		_, _ = g.stdout.Write(data)
+		return 0
+	}
+	w.run()
+	w.ends(arvados.StateCancelled, 0, "write log data to Keep")
+	if w.api.record["log"] != nil && w.api.collections[w.api.record["log"].(string)] == "" {
+		t.Error("the record names a log that does not exist")
+	}
+}
+
+// A container with access to the API gets its own token, and may say itself
+// what its output is.
+func TestContainerWithAPI(t *testing.T) {
+	for _, sets := range []bool{true, false} {
+		t.Run(fmt.Sprint("sets output ", sets), func(t *testing.T) {
+			w := succeeding(t)
+			w.sup.APIEnv = map[string]string{"ARVADOS_API_HOST": "api.example"}
+			own := w.collection("OWN", ". d41d8cd98f00b204e9800998ecf8427e+0 0:0:mine\n")
+			w.runtime.program = func(g *guest) int {
+				if sets {
+					w.api.mu.Lock()
+					w.api.record["output"] = own
+					w.api.mu.Unlock()
+				}
+				if !slices.Contains(g.spec.Process.Env, "ARVADOS_API_TOKEN="+containerToken) || !slices.Contains(g.spec.Process.Env, "ARVADOS_API_HOST=api.example") {
+					return 1
+				}
+				return 0
+			}
+			w.run()
+			w.ends(arvados.StateComplete, 0, "")
+			made := slices.ContainsFunc(w.trace, func(l string) bool { return strings.HasPrefix(l, "container POST collections") })
+			if got := w.api.record["output"]; made == sets || (got == own) != sets {
+				t.Errorf("it sets its output: %v, output %v, collection made: %v", sets, got, made)
+			}
+		})
+	}
+}
+
+// A stop request from before the beginning is honoured too.
+func TestStoppedFromTheStart(t *testing.T) {
+	w := newWorld(t)
+	w.stop(errStop)
+	w.run()
+	if w.err != nil || len(w.api.states) > 0 {
+		t.Errorf("error %v, states %v", w.err, w.api.states)
+	}
+}
+
+// Trouble that has nothing to do with the stop request is told, but another
+// node may try all the same.
+func TestTroubleWhileStopped(t *testing.T) {
+	w := newWorld(t)
+	w.fail = func(op string) error {
+		if op != "unpack image" {
+			return nil
+		}
+		w.stop(errStop)
+		return errTest
+	}
+	w.run()
+	w.ends(arvados.StateQueued, nil, "failed to load container image: no luck")
+	if !strings.Contains(w.messages(), "error in Run: failed to load container image: no luck") {
+		t.Errorf("log:\n%s", w.messages())
+	}
+}
+
+// The log of a container that waits for another run is worth little time.
+func TestRequeueDoesNotWaitForKeep(t *testing.T) {
+	w := newWorld(t)
+	w.failAt("create container", errTest)
+	var limit time.Duration
+	w.api.edit = func(c *call, _ any) {}
+	w.sup.Log = w.newLog(func(ctx context.Context) {
+		if at, ok := ctx.Deadline(); ok {
+			limit = time.Until(at)
+		}
+	})
+	w.run()
+	w.ends(arvados.StateQueued, nil, "no luck")
+	if limit <= 0 || limit > time.Minute {
+		t.Errorf("the time for saving the log is %v", limit)
+	}
+}
+
+// outputFiles is the content of the output collection.
+func (w *world) outputFiles() map[string]string {
+	pdh, _ := w.api.record["output"].(string)
+	return w.files(w.api.collections[pdh])
+}
+
+func TestScratchIsUsed(t *testing.T) {
+	w := newWorld(t)
+	w.runtime.program = func(g *guest) int {
+		if !strings.HasPrefix(g.host("/out"), w.sup.Scratch) || !strings.HasPrefix(g.spec.Root.Path, w.sup.Scratch) {
+			return 1
+		}
+		if os.WriteFile(filepath.Join(g.spec.Root.Path, "bin/new"), nil, 0o644) != nil {
+			return 2
+		}
+		return 0
+	}
+	w.run()
+	w.ends(arvados.StateComplete, 0, "")
+	if err := os.RemoveAll(w.sup.Scratch); err != nil {
+		t.Error(err)
+	}
+}

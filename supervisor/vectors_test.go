@@ -1,0 +1,196 @@
+package supervisor
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"crunch-oci/arvados"
+	"crunch-oci/oci"
+)
+
+func TestExitStatusLines(t *testing.T) {
+	var vectors []struct {
+		ExitCode int    `json:"exit_code"`
+		Line     string `json:"line"`
+	}
+	readVectors(t, "exit_status_lines", &vectors)
+	w := newWorld(t)
+	r := &run{Supervisor: w.sup}
+	var want []string
+	for _, v := range vectors {
+		switch v.ExitCode {
+		case 128, 255: // lifecycle section 16: no fake signal
+			v.Line, _, _ = strings.Cut(v.Line, " (")
+		case -1: // of an engine that we do not have
+			continue
+		}
+		want = append(want, v.Line)
+		r.reportEnd(oci.ExitStatus{Code: v.ExitCode})
+	}
+	if got := strings.Split(strings.TrimSpace(w.said()), "\n"); !slices.Equal(got, want) {
+		t.Errorf("differences:\n%s", diff(strings.Join(want, "\n"), strings.Join(got, "\n")))
+	}
+}
+
+func TestBrokenNodeErrors(t *testing.T) {
+	var vectors []struct {
+		Error           string
+		MarksNodeBroken bool `json:"marks_node_broken"`
+	}
+	readVectors(t, "broken_node_errors", &vectors)
+	for _, v := range vectors {
+		if got := suggestsBrokenNode(v.Error); got != v.MarksNodeBroken {
+			t.Errorf("%q marks the node as broken: %v", v.Error, got)
+		}
+	}
+}
+
+func TestStartAdvice(t *testing.T) {
+	var vectors []struct {
+		Error       string
+		AdviceAdded bool `json:"advice_added"`
+	}
+	readVectors(t, "start_advice", &vectors)
+	for _, v := range vectors {
+		want := ""
+		if v.AdviceAdded {
+			want = "\nPossible causes: command \"cmd 1\" is missing, the interpreter given in #! is missing, or script has Windows line endings."
+		}
+		if got := advice(fmt.Errorf("start: %w", &oci.StartError{Command: "cmd 1", Reason: v.Error})); got != want {
+			t.Errorf("%q: advice %q", v.Error, got)
+		}
+	}
+	if got := advice(errors.New("exec: no such file or directory")); got != "" {
+		t.Errorf("advice %q although the command is not at fault", got)
+	}
+}
+
+// The price comes from outside; hours and start are the supervisor's.
+func TestCost(t *testing.T) {
+	var vectors []struct {
+		Name         string
+		InstanceType string             `json:"instance_type_env"`
+		Files        [][]map[string]any `json:"price_files_loaded_in_order"`
+		Start, Now   time.Time
+		Cost         float64
+	}
+	readVectors(t, "cost", &vectors)
+	ran := 0
+	for _, v := range vectors {
+		if len(v.Files) > 0 && len(v.Files[0]) > 0 {
+			continue // the price file is not read yet
+		}
+		ran++
+		var price struct{ Price float64 }
+		_ = json.Unmarshal([]byte(v.InstanceType), &price)
+		r := &run{Supervisor: &Supervisor{HourlyPrice: price.Price, Now: func() time.Time { return v.Now }}, began: v.Start}
+		if got := r.cost(); got != v.Cost {
+			t.Errorf("%s: cost %v, want %v", v.Name, got, v.Cost)
+		}
+	}
+	if ran != 4 {
+		t.Errorf("%d vectors without prices that change", ran)
+	}
+}
+
+// notGiven are the vectors of containers that this version refuses.
+var notGiven = map[string]string{
+	"CUDA, two devices":                       "GPUs",
+	"CUDA, devices assigned by the scheduler": "GPUs",
+}
+
+func TestContainerSpec(t *testing.T) {
+	var vectors []struct {
+		Name              string
+		Container         map[string]any
+		EnableMemoryLimit bool              `json:"enable_memory_limit"`
+		EnableNetworking  string            `json:"container_enable_networking"`
+		Environment       map[string]string `json:"supervisor_environment"`
+		Spec              struct {
+			Env            map[string]string
+			NetworkEnabled bool   `json:"network_enabled"`
+			WorkingDir     string `json:"working_dir"`
+		}
+		Docker struct{ Memory, MemorySwap, NanoCPUs int64 } `json:"docker_host_config"`
+		Stdin  string                                       `json:"stdin_bytes"`
+	}
+	readVectors(t, "container_spec", &vectors)
+	for _, v := range vectors {
+		t.Run(v.Name, func(t *testing.T) {
+			w := newWorld(t)
+			for k, value := range v.Container {
+				if k == "mounts" {
+					for target, m := range value.(map[string]any) {
+						w.mount(target, m.(map[string]any))
+					}
+					continue
+				}
+				w.api.record[k] = value
+			}
+			w.sup.Limits.IgnoreRAM = !v.EnableMemoryLimit
+			w.sup.APIEnv = map[string]string{}
+			for _, name := range []string{"ARVADOS_API_HOST", "ARVADOS_API_HOST_INSECURE", "ARVADOS_KEEP_SERVICES"} {
+				w.sup.APIEnv[name] = v.Environment[name]
+			}
+			// Who decides on the network is asked with what the record says.
+			w.sup.Network = func(api bool) (oci.Network, error) {
+				if got := api || v.EnableNetworking == "always"; got != v.Spec.NetworkEnabled {
+					t.Errorf("network enabled: %v", got)
+				}
+				return oci.NetworkNone, nil
+			}
+			stdin := make(chan string, 1)
+			w.runtime.program = func(g *guest) int {
+				text, err := io.ReadAll(g.stdin)
+				if err != nil {
+					return 1
+				}
+				stdin <- string(text)
+				return 0
+			}
+			w.run()
+			if why := notGiven[v.Name]; why != "" {
+				w.ends(arvados.StateCancelled, nil, why)
+				return
+			}
+			w.ends(arvados.StateComplete, 0, "")
+			if got := <-stdin; got != v.Stdin {
+				t.Errorf("stdin %q, want %q", got, v.Stdin)
+			}
+			spec := w.runtime.made[0].guest.spec
+			for name, value := range v.Spec.Env {
+				value = strings.Replace(value, "/secret/", "/secretsecret/", 1) // the token
+				if !slices.Contains(spec.Process.Env, name+"="+value) {
+					t.Errorf("%s=%s is not in %q", name, value, spec.Process.Env)
+				}
+			}
+			for _, kv := range spec.Process.Env {
+				name, _, _ := strings.Cut(kv, "=")
+				if _, ok := v.Spec.Env[name]; !ok && !slices.Contains([]string{"PATH", "IMAGE", "HOSTNAME", "HOME"}, name) {
+					t.Errorf("%s is in the environment", kv)
+				}
+			}
+			// A relative directory is the image's (lifecycle section 16).
+			want := map[string]string{"": "/work", "/bin": "/bin", "sub": "/work/sub"}[v.Spec.WorkingDir]
+			if spec.Process.Cwd != want {
+				t.Errorf("working directory %q, want %q", spec.Process.Cwd, want)
+			}
+			var got struct{ Memory, MemorySwap, NanoCPUs int64 }
+			if m := spec.Linux.Resources.Memory; m != nil {
+				got.Memory, got.MemorySwap = *m.Limit, *m.Swap
+			}
+			if c := spec.Linux.Resources.CPU; c != nil {
+				got.NanoCPUs = *c.Quota * 1e9 / int64(*c.Period)
+			}
+			if got != v.Docker {
+				t.Errorf("limits %+v, want %+v", got, v.Docker)
+			}
+		})
+	}
+}
