@@ -18,6 +18,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -39,6 +40,9 @@ const roleVar = "MOUNT_TEST_ROLE"
 func TestMain(m *testing.M) {
 	switch os.Getenv(roleVar) {
 	case "":
+		if os.Getuid() == 0 && os.Getenv(privateVar) == "" && !slices.Contains(os.Args, "-test.fuzzworker") {
+			os.Exit(runInNamespace())
+		}
 		os.Exit(m.Run())
 	case "mount":
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
@@ -49,6 +53,29 @@ func TestMain(m *testing.M) {
 	case "reader":
 		os.Exit(readerRole())
 	}
+}
+
+// privateVar is set in a test process that has a mount namespace of its own.
+const privateVar = "MOUNT_TEST_PRIVATE"
+
+// runInNamespace runs the tests where whatever they mount is gone when they are,
+// also if they die in the middle.
+func runInNamespace() int {
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), privateVar+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Unshareflags: syscall.CLONE_NEWNS}
+	var err error
+	forkthread.Do(func() { err = cmd.Run() })
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return exit.ExitCode()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
 }
 
 const (
