@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -459,6 +460,28 @@ func TestConcurrentReaders(t *testing.T) {
 	}
 	if n, err := f.ReadAt(buf, int64(len(content)+1000)); n != 0 || err != io.EOF {
 		t.Errorf("beyond the end: %d %v", n, err)
+	}
+}
+
+// Programs run from the mount, as other users too.
+func TestExecute(t *testing.T) {
+	program, err := os.ReadFile("/bin/echo")
+	if err != nil {
+		t.Skip(err)
+	}
+	w := newWorld(t)
+	loc := w.put(program)
+	pdh := w.publish(fmt.Sprintf("./bin %s 0:%d:echo\n", loc, len(program)), time.Now().Add(time.Hour))
+	w.mount()
+	if err := os.Chmod(filepath.Dir(w.dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, uid := range []uint32{0, 65534} {
+		cmd := exec.Command(w.path("by_id", pdh, "bin/echo"), "hello")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+		if out, err := cmd.CombinedOutput(); err != nil || string(out) != "hello\n" {
+			t.Errorf("as user %d: %q %v", uid, out, err)
+		}
 	}
 }
 
