@@ -347,6 +347,11 @@ func (c *Cluster) AdminToken() string { return c.ids.AdminToken }
 // and gives to the supervisor.
 func (c *Cluster) DispatcherToken() string { return c.ids.DispatcherToken }
 
+// OwnDispatcherToken is the admin token of a dispatcher that lives in the
+// cluster's own process, and of no other: what it has locked when the cluster
+// starts is left behind by one that died.
+func (c *Cluster) OwnDispatcherToken() string { return c.ids.OwnDispatcherToken }
+
 // Env is the environment with which clients reach the cluster as its user.
 func (c *Cluster) Env() []string {
 	return []string{"ARVADOS_API_HOST=" + c.Host(), "ARVADOS_API_TOKEN=" + c.UserToken(), "SSL_CERT_FILE=" + c.CAFile()}

@@ -19,6 +19,9 @@ type identity struct {
 	UserToken       string // v2 tokens
 	AdminToken      string
 	DispatcherToken string
+	// OwnDispatcherToken is younger than the others: databases of earlier
+	// versions get it when they are opened.
+	OwnDispatcherToken string
 }
 
 // loadIdentity reads the identity from the database, or makes one together
@@ -43,7 +46,24 @@ func loadIdentity(ctx context.Context, db *store.DB, wanted string) (identity, e
 	if wanted != "" && wanted != ids.ClusterID {
 		return ids, fmt.Errorf("cluster id %q was asked for, but the cluster in this directory is %q", wanted, ids.ClusterID)
 	}
-	return ids, nil
+	if ids.OwnDispatcherToken == "" {
+		err = db.Update(ctx, func(tx *store.Tx) error { return ids.complete(tx) })
+	}
+	return ids, err
+}
+
+// complete adds what the identity of an earlier version lacks, and saves it.
+func (ids *identity) complete(tx *store.Tx) error {
+	token, err := api.NewToken(tx, ids.ClusterID, api.SystemUUID(ids.ClusterID, "tpzed"), nil, nil, time.Now().UTC().Truncate(time.Microsecond))
+	if err != nil {
+		return err
+	}
+	ids.OwnDispatcherToken = "v2/" + token.Str("uuid") + "/" + token.Str("api_token")
+	saved, err := json.Marshal(ids)
+	if err != nil {
+		return err
+	}
+	return tx.SetSetting("identity", string(saved))
 }
 
 func (ids *identity) create(tx *store.Tx, clusterID string) error {
@@ -79,9 +99,5 @@ func (ids *identity) create(tx *store.Tx, clusterID string) error {
 		}
 		*u.token = "v2/" + token.Str("uuid") + "/" + token.Str("api_token")
 	}
-	saved, err := json.Marshal(ids)
-	if err != nil {
-		return err
-	}
-	return tx.SetSetting("identity", string(saved))
+	return ids.complete(tx)
 }

@@ -1,27 +1,50 @@
 package main
 
 import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
+	"os"
+	"os/exec"
 	"strings"
 
+	"crunch-oci/arvados"
 	"crunch-oci/localcluster"
+	"crunch-oci/localcluster/dispatcher"
 )
 
-const clusterUsage = `Usage: crunch-run cluster --dir DIR [--listen HOST:PORT]
+const clusterUsage = `Usage: crunch-run cluster --dir DIR [--listen HOST:PORT] [--dispatch N]
 
 Keeps an embedded Arvados cluster (API and Keep) running for other clients on
 this machine, until it is interrupted. Its state is in DIR. Prints the variables
 that clients need:
 
-  crunch-run cluster --dir /srv/arvados > env.sh &
+  crunch-run cluster --dir /srv/arvados --dispatch 4 > env.sh &
   . ./env.sh
+  crunch-run image put debian.tar
+  crunch-run submit --image debian:12 --wait -- cat /etc/os-release
 
 ARVADOS_API_TOKEN is an ordinary user's, who stores collections and submits
 container requests. ARVADOS_DISPATCHER_TOKEN is for a dispatcher: with it in the
 place of the other, containers are locked and supervisors run.
+
+Options:
+  --dir DIR           where everything is kept; made if missing (required)
+  --listen HOST:PORT  address of the API (default 127.0.0.1:0, a free port)
+  --dispatch N        run queued containers on this machine, N at a time, those
+                      of highest priority first (default 0: leave them to other
+                      dispatchers). Needs root. A container that waits for its
+                      own child requests takes one of the N places. Supervisors
+                      get the settings of this process (CRUNCH_RUN_* variables)
+
+The first Ctrl-C stops running containers and saves what there is; containers
+that have not begun go back to the queue. The second gives up.
 `
 
 // runCluster keeps an embedded cluster running.
@@ -30,6 +53,7 @@ func runCluster(args []string, stdout, stderr io.Writer) int {
 	fs.SetOutput(io.Discard)
 	dir := fs.String("dir", "", "")
 	listen := fs.String("listen", "127.0.0.1:0", "")
+	slots := fs.Int("dispatch", 0, "")
 	switch err := fs.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		fmt.Fprint(stdout, clusterUsage)
@@ -38,10 +62,14 @@ func runCluster(args []string, stdout, stderr io.Writer) int {
 		return fail(stderr, 2, "crunch-run cluster: %v (try -h)", err)
 	case *dir == "" || fs.NArg() > 0:
 		return fail(stderr, 2, "crunch-run cluster: --dir DIR is needed, and no other argument (try -h)")
+	case *slots < 0:
+		return fail(stderr, 2, "crunch-run cluster: --dispatch %d: how many containers at a time? (try -h)", *slots)
+	case *slots > 0 && os.Geteuid() != 0:
+		return fail(stderr, 1, "crunch-run cluster: --dispatch needs root: supervisors mount file systems and make cgroups and namespaces")
 	}
 	ctx, stop, release := stopSignals(true)
 	defer release()
-	cluster, err := localcluster.Start(ctx, localcluster.Options{Dir: *dir, Listen: *listen})
+	cluster, err := localcluster.Start(ctx, localcluster.Options{Dir: *dir, Listen: *listen, Log: slog.New(slog.NewTextHandler(stderr, nil))})
 	if err != nil {
 		return fail(stderr, 1, "crunch-run cluster: %v", err)
 	}
@@ -50,9 +78,59 @@ func runCluster(args []string, stdout, stderr io.Writer) int {
 		k, v, _ := strings.Cut(kv, "=")
 		fmt.Fprintf(stdout, "export %s='%s'\n", k, strings.ReplaceAll(v, "'", `'\''`))
 	}
-	<-stop.Done()
-	if err := cluster.Close(); err != nil {
+	err = errors.Join(dispatch(ctx, stop, cluster, *slots, stderr), cluster.Close())
+	if err != nil {
 		return fail(stderr, 1, "crunch-run cluster: %v", err)
 	}
 	return 0
+}
+
+// dispatch runs the cluster's own dispatcher until stop is done. It sees to what
+// an earlier one left behind also when there are no slots.
+func dispatch(ctx, stop context.Context, cluster *localcluster.Cluster, slots int, stderr io.Writer) error {
+	api, err := arvados.NewClient(clusterConfig(cluster, cluster.OwnDispatcherToken()))
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	d, err := dispatcher.New(ctx, dispatcher.Config{
+		API: api, Slots: slots, Log: slog.New(slog.NewTextHandler(stderr, nil)),
+		Command: func(uuid string) *exec.Cmd { return supervisorCommand(cluster, uuid, stderr) },
+	})
+	if err != nil {
+		return err
+	}
+	if err := d.Recover(ctx); err != nil {
+		return err
+	}
+	if slots == 0 {
+		<-stop.Done()
+		return nil
+	}
+	d.Run(ctx, stop)
+	return nil
+}
+
+// supervisorCommand is this program as the supervisor of one container, with the
+// command line and the environment that crunch-dispatch-local gives it (spec:
+// cli-and-dispatch section 15.4). On top of that come what names the cluster's
+// own certificate, and the settings of the site.
+func supervisorCommand(cluster *localcluster.Cluster, uuid string, stderr io.Writer) *exec.Cmd {
+	cmd := exec.Command("/proc/self/exe", "--runtime-engine=docker", uuid)
+	cmd.Args[0] = os.Args[0]
+	secret := hmac.New(sha256.New, []byte(cluster.SystemRootToken()))
+	secret.Write([]byte(uuid))
+	cmd.Env = []string{
+		"PATH=" + os.Getenv("PATH"), "TMPDIR=" + os.Getenv("TMPDIR"),
+		"ARVADOS_API_HOST=" + cluster.Host(), "ARVADOS_API_HOST_INSECURE=", "ARVADOS_API_TOKEN=" + cluster.OwnDispatcherToken(),
+		"GatewayAuthSecret=" + hex.EncodeToString(secret.Sum(nil)),
+		"SSL_CERT_FILE=" + cluster.CAFile(),
+	}
+	for _, kv := range os.Environ() {
+		if strings.HasPrefix(kv, "CRUNCH_RUN_") {
+			cmd.Env = append(cmd.Env, kv)
+		}
+	}
+	cmd.Stdout, cmd.Stderr = stderr, stderr
+	return cmd
 }
