@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime/debug"
 
 	"crunch-oci/arvados"
 	"crunch-oci/cmd/crunch-run/wire"
@@ -13,6 +14,7 @@ import (
 
 // runKeepMount is the FUSE server, started by the supervisor as its child.
 func runKeepMount(args []string, stdout, stderr io.Writer) int {
+	debug.SetMemoryLimit(memoryLimit)
 	_, stop, release := stopSignals(false)
 	defer release()
 	command := mount.Command{

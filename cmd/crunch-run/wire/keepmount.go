@@ -48,6 +48,7 @@ func ConnectMount(ctx context.Context, opts mount.Options, cfg arvados.Config) (
 	return mount.Backend{
 		API:          mountAPI{api},
 		Blocks:       cache,
+		InMemory:     true,
 		SignatureTTL: time.Duration(discovery.BlobSignatureTTL) * time.Second,
 		Counters: func() mount.Counters {
 			s := cache.Stats()
