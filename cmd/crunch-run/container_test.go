@@ -14,14 +14,15 @@ import (
 	"crunch-oci/arvados"
 )
 
-// insideContainer waits for the container's first process and returns the
-// path by which this test reaches the container's root.
+// insideContainer waits for the user's program and returns the path by which
+// this test reaches the container's root.
 func insideContainer(t testing.TB, n *node) string {
 	t.Helper()
 	var root string
 	waitFor(t, "a program in the container", func() bool {
 		for _, p := range n.processes() {
-			if p.contained && !strings.Contains(p.command, "init") {
+			// Before that the process is this program, in a memory file.
+			if p.contained && p.exe != "" && !strings.Contains(p.exe, "crunch-run") && !strings.Contains(p.exe, "memfd") {
 				root = fmt.Sprintf("/proc/%d/root", p.pid)
 				return true
 			}
@@ -29,6 +30,16 @@ func insideContainer(t testing.TB, n *node) string {
 		return false
 	})
 	return root
+}
+
+// awaitFile waits until the container has written a file.
+func awaitFile(t testing.TB, n *node, name string) {
+	t.Helper()
+	path := filepath.Join(insideContainer(t, n), name)
+	waitFor(t, name, func() bool {
+		_, err := os.Stat(path)
+		return err == nil
+	})
 }
 
 // untilTold is a shell command that waits for release.

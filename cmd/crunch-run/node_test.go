@@ -129,6 +129,7 @@ func (n *node) mounts() ([]string, error) {
 type foundProcess struct {
 	pid     int
 	command string
+	exe     string
 	// contained is true for those in the container's cgroup.
 	contained bool
 }
@@ -155,7 +156,8 @@ func (n *node) processes() []foundProcess {
 		pid, _ := strconv.Atoi(filepath.Base(dir))
 		cmdline, _ := os.ReadFile(dir + "/cmdline")
 		command := strings.TrimSpace(strings.ReplaceAll(string(cmdline), "\x00", " "))
-		found = append(found, foundProcess{pid, command, contained})
+		exe, _ := os.Readlink(dir + "/exe")
+		found = append(found, foundProcess{pid, command, exe, contained})
 	}
 	return found
 }
@@ -211,7 +213,32 @@ func waitFor(t testing.TB, what string, ok func() bool) {
 // of the supervisor is the kernel's work.
 func (n *node) waitDead(t testing.TB) {
 	t.Helper()
-	waitFor(t, "the death of the node's processes", func() bool { return len(n.processes()) == 0 })
+	waitFor(t, "the death of the node's processes", func() bool { return len(n.processes()) == 0 && !n.locked(t) })
+}
+
+// locked tells whether a run's lock is held. A dying process has lost its
+// environment, by which it is found, some time before it closes its files.
+func (n *node) locked(t testing.TB) bool {
+	t.Helper()
+	locks, err := filepath.Glob(filepath.Join(n.runtime(), "*", "lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range locks {
+		f, err := os.Open(path)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		_ = f.Close()
+		if err != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // process is a running crunch-run.
