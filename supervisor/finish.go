@@ -51,7 +51,6 @@ func (r *run) finish(ctx context.Context, err error) error {
 	logPDH, err := r.Log.Final(ctx, r.final)
 	if err != nil {
 		r.demote(first, "CommitLogs", err)
-		logPDH = ""
 	}
 	// Before the final update: a container reported Complete has let go of its
 	// mounts. What cannot be undone is said, and changes nothing.

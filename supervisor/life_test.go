@@ -500,6 +500,18 @@ func TestContainerWithAPI(t *testing.T) {
 	}
 }
 
+// Tokens must not be told, whoever puts them into an error.
+func TestSecretsInErrors(t *testing.T) {
+	w := newWorld(t)
+	secret := strings.Split(containerToken, "/")[2]
+	w.failAt("unpack image", fmt.Errorf("GET https://keep.example/?t=%s with %s", secret, containerToken))
+	w.run() // checks that neither is in logs and requests
+	w.ends(arvados.StateCancelled, nil, "failed to load container image: GET https://keep.example/")
+	if strings.Contains(w.err.Error(), secret) {
+		t.Errorf("error %v", w.err)
+	}
+}
+
 // A stop request from before the beginning is honoured too.
 func TestStoppedFromTheStart(t *testing.T) {
 	w := newWorld(t)

@@ -85,6 +85,23 @@ type run struct {
 // When ctx is done everything is given up as fast as it can be; nothing is left
 // on the node, but the record may not be final.
 func (s *Supervisor) Run(ctx, stop context.Context) error {
+	err := s.run(ctx, stop)
+	if err == nil {
+		return nil
+	}
+	return &publicError{s.Log.Redact(err.Error()), err}
+}
+
+// publicError is an error whose text, without secrets, may be printed.
+type publicError struct {
+	text string
+	err  error
+}
+
+func (e *publicError) Error() string { return e.text }
+func (e *publicError) Unwrap() error { return e.err }
+
+func (s *Supervisor) run(ctx, stop context.Context) error {
 	r := &run{Supervisor: s, began: s.now(), stop: stop, final: arvados.StateQueued, background: newBackground(ctx)}
 	defer r.background.end()
 	r.background.run(s.Log.Run)
@@ -124,7 +141,6 @@ func (r *run) execute(ctx, early context.Context) error {
 		return err
 	}
 	r.running = true
-	r.final = arvados.StateCancelled
 	for _, s := range fromRunning {
 		if err := r.take(s, ctx); err != nil {
 			return err
