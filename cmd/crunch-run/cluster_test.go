@@ -42,8 +42,20 @@ type cluster struct {
 func startCluster(t testing.TB, n *node) *cluster {
 	t.Helper()
 	dir := filepath.Join(n.dir, "cluster")
-	c := &cluster{env: make(map[string]string), requests: make(map[string]string)}
-	c.process = n.start(t, run{args: []string{"cluster", "--dir", dir}, env: []string{"CRUNCH_RUN_STORE_DIR="}})
+	c := connectCluster(t, n.start(t, run{args: []string{"cluster", "--dir", dir}, env: []string{"CRUNCH_RUN_STORE_DIR="}}))
+	t.Cleanup(func() {
+		c.process.signal(t, syscall.SIGTERM)
+		if code := c.process.wait(t); code != 0 {
+			t.Errorf("crunch-run cluster ended with %d:\n%s", code, c.process.stderr.String())
+		}
+	})
+	return c
+}
+
+// connectCluster connects to a cluster that is being started.
+func connectCluster(t testing.TB, p *process) *cluster {
+	t.Helper()
+	c := &cluster{process: p, env: make(map[string]string), requests: make(map[string]string)}
 	c.process.stdout.mustSay(t, "export ARVADOS_DISPATCHER_TOKEN='")
 	c.process.stdout.mustSay(t, "'\n")
 	for line := range strings.Lines(c.process.stdout.String()) {
@@ -68,13 +80,7 @@ func startCluster(t testing.TB, n *node) *cluster {
 	}
 	c.blocks = openKeep(t, fixed, c.env["ARVADOS_API_TOKEN"])
 	c.all = openKeep(t, fixed, c.env["ARVADOS_DISPATCHER_TOKEN"])
-	t.Cleanup(func() {
-		c.user.Close()
-		c.process.signal(t, syscall.SIGTERM)
-		if code := c.process.wait(t); code != 0 {
-			t.Errorf("crunch-run cluster ended with %d:\n%s", code, c.process.stderr.String())
-		}
-	})
+	t.Cleanup(c.user.Close)
 	return c
 }
 

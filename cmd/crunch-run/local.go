@@ -9,6 +9,7 @@ import (
 
 	"crunch-oci/arvados"
 	"crunch-oci/cmd/crunch-run/local"
+	"crunch-oci/cmd/crunch-run/transfer"
 	"crunch-oci/cmd/crunch-run/wire"
 	"crunch-oci/localcluster"
 	"crunch-oci/supervisor"
@@ -35,7 +36,7 @@ func runLocal(args []string, stdout, stderr io.Writer) int {
 		Stdout: stdout, Stderr: stderr, Began: began, Stop: stop,
 		StateDir: filepath.Join(site.StoreDir, "local"), TempDir: environment.TempDir,
 		NewScratch: func() (string, func() error, error) { return wire.NewScratch(site, environment.TempDir) },
-		Connect: func(c *localcluster.Cluster, token string) (*local.Session, error) {
+		Connect: func(c *localcluster.Cluster, token string) (*transfer.Session, error) {
 			return connect(ctx, clusterConfig(c, token))
 		},
 		Supervise: func(ctx, stop context.Context, c *localcluster.Cluster, j local.Job, obs supervisor.Observer, messages io.Writer) error {
@@ -56,10 +57,10 @@ func clusterConfig(c *localcluster.Cluster, token string) arvados.Config {
 }
 
 // connect opens the API and Keep with one token.
-func connect(ctx context.Context, cfg arvados.Config) (*local.Session, error) {
+func connect(ctx context.Context, cfg arvados.Config) (*transfer.Session, error) {
 	api, blocks, closer, err := wire.Connect(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
-	return &local.Session{API: api, Blocks: blocks, Close: closer}, nil
+	return &transfer.Session{API: api, Blocks: blocks, Close: closer}, nil
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"crunch-oci/arvados"
+	"crunch-oci/cmd/crunch-run/transfer"
 	"crunch-oci/internal/undo"
 	"crunch-oci/localcluster"
 	"crunch-oci/oci"
@@ -43,7 +44,7 @@ type Env struct {
 	// Began is when the program was started.
 	Began time.Time
 	// Connect makes an API client and access to Keep with a token.
-	Connect func(cluster *localcluster.Cluster, token string) (*Session, error)
+	Connect func(cluster *localcluster.Cluster, token string) (*transfer.Session, error)
 	// Supervise runs the supervisor for a locked container, as on a cluster.
 	Supervise func(ctx, stop context.Context, cluster *localcluster.Cluster, job Job, obs supervisor.Observer, messages io.Writer) error
 	// Stop is done at the first Ctrl-C, the context given to Main at the second.
@@ -97,7 +98,7 @@ func run(ctx context.Context, o options, env Env) (status int, err error) {
 	defer context.AfterFunc(env.Stop, func() { cancel(context.Cause(env.Stop)) })()
 
 	view := newView(env.Stdout, env.Stderr, o.verbose)
-	img, err := examine(early, o.image, env.TempDir)
+	img, err := transfer.Examine(early, o.image, env.TempDir)
 	if err != nil {
 		return exitFailure, err
 	}
@@ -110,14 +111,15 @@ func run(ctx context.Context, o options, env Env) (status int, err error) {
 		return exitFailure, err
 	}
 	cleanup.Add("close connections", func(context.Context) error { return user.Close() })
-	if err := user.storeImage(early, img, view); err != nil {
+	stored, err := storeImage(early, user, img, view)
+	if err != nil {
 		return exitFailure, fmt.Errorf("store image %s: %w", o.image, err)
 	}
-	inputs, err := user.storeInputs(early, o.inputs, view)
+	inputs, err := storeInputs(early, user, o.inputs, view)
 	if err != nil {
 		return exitFailure, err
 	}
-	request, err := user.API.CreateContainerRequest(early, requestAttrs(o, img.pdh, inputs))
+	request, err := user.API.CreateContainerRequest(early, requestAttrs(o, stored.PortableDataHash, inputs))
 	if err != nil {
 		return exitFailure, fmt.Errorf("submit container request: %w", err)
 	}
@@ -136,7 +138,7 @@ func run(ctx context.Context, o options, env Env) (status int, err error) {
 	if ctx.Err() != nil {
 		return exitInterrupted, runErr
 	}
-	res, err := user.fetchResults(context.WithoutCancel(ctx), request, resultDirs(o, env, request.ContainerUUID))
+	res, err := fetchResults(context.WithoutCancel(ctx), user, request, resultDirs(o, env, request.ContainerUUID))
 	if err != nil {
 		return exitFailure, errors.Join(runErr, err)
 	}

@@ -1,4 +1,4 @@
-package local
+package transfer
 
 import (
 	"context"
@@ -20,23 +20,23 @@ const maxDepth = 64
 // errSpecialFile says that an input holds what Keep cannot.
 var errSpecialFile = errors.New("is neither a file nor a directory, which is all that a collection can hold")
 
-// copyTree stores the tree below dir in c. Keep has no links, so what a link
-// leads to is stored in its place.
-func copyTree(ctx context.Context, c *keep.Collection, dir string, bar *bar) error {
-	return walk(dir, ".", 0, func(src, dst string, fi fs.FileInfo) error {
+// CopyTree stores the tree below dir in c, below the directory dst. Keep has no
+// links, so what a link leads to is stored in its place.
+func CopyTree(ctx context.Context, c *keep.Collection, dst, dir string, bar *Bar) error {
+	return walk(dir, dst, 0, func(src, dst string, fi fs.FileInfo) error {
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
 		}
 		if fi.IsDir() {
 			return c.Mkdir(dst)
 		}
-		return copyFile(ctx, c, src, dst, bar)
+		return CopyFile(ctx, c, src, dst, bar)
 	})
 }
 
-// treeSize is the number of bytes copyTree will store, as far as can be told.
-func treeSize(dir string) (total int64) {
-	// What is wrong with the tree is said by copyTree.
+// TreeSize is the number of bytes CopyTree will store, as far as can be told.
+func TreeSize(dir string) (total int64) {
+	// What is wrong with the tree is said by CopyTree.
 	_ = walk(dir, ".", 0, func(_, _ string, fi fs.FileInfo) error {
 		if !fi.IsDir() {
 			total += fi.Size()
@@ -77,7 +77,8 @@ func walk(dir, rel string, depth int, fn func(src, dst string, fi fs.FileInfo) e
 	return nil
 }
 
-func copyFile(ctx context.Context, c *keep.Collection, src, dst string, bar *bar) (err error) {
+// CopyFile stores one file of the host in c.
+func CopyFile(ctx context.Context, c *keep.Collection, src, dst string, bar *Bar) (err error) {
 	in, err := os.Open(src)
 	if err != nil {
 		return err
@@ -88,7 +89,7 @@ func copyFile(ctx context.Context, c *keep.Collection, src, dst string, bar *bar
 		return err
 	}
 	defer func() { err = errors.Join(err, out.Close()) }()
-	_, err = io.Copy(out, &countingReader{ctx: ctx, r: in, count: bar.add})
+	_, err = io.Copy(out, &countingReader{ctx: ctx, r: in, count: bar.Add})
 	return err
 }
 

@@ -1,0 +1,28 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+
+	"crunch-oci/arvados"
+	"crunch-oci/cmd/crunch-run/client"
+	"crunch-oci/cmd/crunch-run/transfer"
+)
+
+// runClient acts for a user of the cluster that the environment names.
+func runClient(args []string, stdout, stderr io.Writer) int {
+	_, stop, release := stopSignals(true)
+	defer release()
+	return client.Main(stop, args, client.Env{
+		Stdout: stdout, Stderr: stderr, TempDir: os.TempDir(),
+		Connect: func(ctx context.Context) (*transfer.Session, error) {
+			cfg, warning := arvados.ConfigFromEnv(os.LookupEnv)
+			if warning != nil {
+				fmt.Fprintln(stderr, warning)
+			}
+			return connect(ctx, cfg)
+		},
+	})
+}

@@ -1,0 +1,177 @@
+// Package client is the roles of the program for people without other clients:
+// "crunch-run image", "submit", "request" and "collection". They work with any
+// cluster that the environment names, as its user.
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"crunch-oci/cmd/crunch-run/transfer"
+)
+
+// Exit statuses. "submit --wait" has those of the command.
+const (
+	exitFailure     = 1
+	exitUsage       = 2
+	exitNoStatus    = 125 // submit --wait: the container has no exit code
+	exitInterrupted = 130 // as if Ctrl-C had killed it
+)
+
+// Env is what the roles need from the program around them.
+type Env struct {
+	Stdout, Stderr io.Writer
+	// TempDir is for temporary files without a name.
+	TempDir string
+	// Connect opens the cluster of the environment.
+	Connect func(ctx context.Context) (*transfer.Session, error)
+}
+
+// command is one role, or one verb of a role.
+type command struct {
+	name  string // as typed: "image put"
+	usage string
+	run   func(ctx context.Context, c *invocation) (int, error)
+	flags func(fs *flag.FlagSet, c *invocation)
+}
+
+// invocation is one command line, with what the command's flags say.
+type invocation struct {
+	Env
+	name    string
+	args    []string
+	json    bool
+	names   list
+	project string
+	force   bool
+	name1   string // --name of a record
+	submit  submission
+}
+
+// list is a flag that may be repeated.
+type list []string
+
+func (l *list) String() string     { return strings.Join(*l, " ") }
+func (l *list) Set(s string) error { *l = append(*l, s); return nil }
+
+// usageError is a mistake in the command line.
+type usageError struct{ error }
+
+func misuse(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+var commands = []*command{imagePut, imageList, submit, requestShow, requestCancel, collectionPut, collectionGet, collectionList}
+
+// Main runs a role and returns the exit status. args begin with the role.
+func Main(ctx context.Context, args []string, env Env) int {
+	cmd, rest, status := find(args, env)
+	if cmd == nil {
+		return status
+	}
+	c := &invocation{Env: env, name: cmd.name}
+	fs := flag.NewFlagSet(cmd.name, flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	fs.BoolVar(&c.json, "json", false, "")
+	if cmd.flags != nil {
+		cmd.flags(fs, c)
+	}
+	err := c.parse(fs, rest)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprint(env.Stdout, cmd.usage)
+		return 0
+	case err != nil:
+		err = usageError{err}
+	default:
+		status, err = cmd.run(ctx, c)
+	}
+	if err == nil {
+		return status
+	}
+	var wrong usageError
+	switch {
+	case errors.As(err, &wrong):
+		fmt.Fprintf(env.Stderr, "crunch-run %s: %v (try -h)\n", cmd.name, err)
+		return exitUsage
+	case ctx.Err() != nil:
+		fmt.Fprintf(env.Stderr, "crunch-run %s: %v\n", cmd.name, context.Cause(ctx))
+		return exitInterrupted
+	}
+	fmt.Fprintf(env.Stderr, "crunch-run %s: %v\n", cmd.name, err)
+	if status == 0 {
+		status = exitFailure
+	}
+	return status
+}
+
+// find finds the command, or prints what there is.
+func find(args []string, env Env) (*command, []string, int) {
+	role, verb := args[0], ""
+	if len(args) > 1 {
+		verb = args[1]
+	}
+	var verbs, usages []string
+	for _, cmd := range commands {
+		r, v, _ := strings.Cut(cmd.name, " ")
+		switch {
+		case r != role:
+		case v == "":
+			return cmd, args[1:], 0
+		case v == verb:
+			return cmd, args[2:], 0
+		default:
+			verbs, usages = append(verbs, v), append(usages, cmd.usage)
+		}
+	}
+	if slices.Contains([]string{"-h", "-help", "--help", "help"}, verb) {
+		fmt.Fprint(env.Stdout, strings.Join(usages, "\n"))
+		return nil, nil, 0
+	}
+	fmt.Fprintf(env.Stderr, "crunch-run %s: what shall be done? One of: %s (try -h)\n", role, strings.Join(verbs, ", "))
+	return nil, nil, exitUsage
+}
+
+// parse takes flags also after other arguments, up to "--".
+func (c *invocation) parse(fs *flag.FlagSet, args []string) error {
+	for {
+		if err := fs.Parse(args); err != nil {
+			return err
+		}
+		rest := fs.Args()
+		if len(rest) == 0 {
+			return nil
+		}
+		if n := len(args) - len(rest); n > 0 && args[n-1] == "--" || c.name == submit.name {
+			c.args = append(c.args, rest...)
+			return nil
+		}
+		c.args, args = append(c.args, rest[0]), rest[1:]
+	}
+}
+
+// print writes v as JSON if that is asked for, else text.
+func (c *invocation) print(v any, text string) error {
+	if c.json {
+		enc := json.NewEncoder(c.Stdout)
+		enc.SetIndent("", "  ")
+		enc.SetEscapeHTML(false)
+		return enc.Encode(v)
+	}
+	_, err := io.WriteString(c.Stdout, text)
+	return err
+}
+
+// connected runs fn with the cluster.
+func (c *invocation) connected(ctx context.Context, fn func(s *transfer.Session) error) (err error) {
+	s, err := c.Connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	return fn(s)
+}
