@@ -15,8 +15,9 @@ var specification = []string{"command", "cwd", "environment", "output_path", "ou
 // resolved are those that are resolved when the request is committed.
 var resolved = []string{"container_image", "mounts", "runtime_constraints", "runtime_user_uuid", "runtime_auth_scopes"}
 
-// commit makes the container of a request that becomes Committed: image and
-// mounts are resolved with the rights of the submitting user.
+// commit makes the container of a request that becomes Committed, or finds one
+// that will do: image and mounts are resolved with the rights of the submitting
+// user.
 func (c *call) commit(request store.Record) error {
 	image, err := c.resolveImage(request.Str("container_image"))
 	if err != nil {
@@ -39,6 +40,15 @@ func (c *call) commit(request store.Record) error {
 			return invalid("Runtime token failed validation when trying to save")
 		}
 		spec["runtime_user_uuid"], spec["runtime_auth_scopes"] = token["owner_uuid"], token["scopes"]
+	}
+	if request.Bool("use_existing") {
+		if c.reused, err = c.reusable(spec); err != nil {
+			return err
+		}
+		if c.reused != nil {
+			request["container_uuid"], request["container_count"] = c.reused["uuid"], int64(1)
+			return nil
+		}
 	}
 	// The request is stored after this, so that its share of the priority is
 	// worked out here.
@@ -71,6 +81,7 @@ func (c *call) newContainer(spec store.Record, priority int64) (store.Record, er
 		}
 	}
 	rec["state"], rec["priority"] = containerstate.Queued, priority
+	rec["secret_mounts_md5"] = secretsDigest(rec.JSON("secret_mounts"))
 	return rec, c.tx.Insert(store.Containers, rec)
 }
 

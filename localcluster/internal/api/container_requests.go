@@ -55,7 +55,9 @@ var openIn = map[string][]string{
 }
 
 func (c *call) createRequest() (any, error) {
-	return c.create(func(rec, given store.Record) error {
+	var made store.Record
+	out, err := c.create(func(rec, given store.Record) error {
+		made = rec
 		for _, n := range serverSet {
 			if v, ok := given[n]; ok && !same(v, c.res.notNull[n]) {
 				return invalid("%s cannot be set by the client", humanize(n))
@@ -79,6 +81,10 @@ func (c *call) createRequest() (any, error) {
 		}
 		return c.checkRequest(rec, given)
 	})
+	if err != nil || c.reused == nil {
+		return out, err
+	}
+	return c.join(made)
 }
 
 func (c *call) updateRequest(uuid string) (any, error) {
@@ -128,6 +134,9 @@ func (c *call) updateRequest(uuid string) (any, error) {
 	rec, err := c.tx.Get(store.ContainerRequests, uuid)
 	if err != nil {
 		return nil, err
+	}
+	if c.reused != nil {
+		return c.join(rec)
 	}
 	for _, n := range []string{"priority", "owner_uuid", "state"} {
 		if !same(before[n], rec[n]) {

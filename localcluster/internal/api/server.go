@@ -111,6 +111,10 @@ type call struct {
 	params params
 	tx     *store.Tx
 	caller *caller // nil on public endpoints
+
+	// reused is the container that a request was matched to while it was
+	// committed, nil if it got one of its own.
+	reused store.Record
 }
 
 // ServeHTTP implements http.Handler.

@@ -10,6 +10,7 @@ import (
 // has been released; append.
 var migrations = []string{
 	schema1,
+	schema2,
 }
 
 const schema1 = `
@@ -97,6 +98,13 @@ CREATE INDEX container_requests_container ON container_requests (container_uuid)
 CREATE INDEX container_requests_parent ON container_requests (requesting_container_uuid) WHERE requesting_container_uuid IS NOT NULL;
 CREATE INDEX container_requests_owner ON container_requests (owner_uuid);
 CREATE INDEX container_requests_modified ON container_requests (modified_at, uuid);
+`
+
+// schema2 is for reusing containers and for permission links.
+const schema2 = `
+ALTER TABLE containers ADD COLUMN secret_mounts_md5 TEXT;
+CREATE INDEX containers_reuse ON containers (container_image, command, state);
+CREATE INDEX links_permission ON links (tail_uuid) WHERE link_class = 'permission';
 `
 
 // ErrNewer is returned (wrapped) by Open for a database of a newer program.

@@ -76,6 +76,9 @@ var Containers = NewTable("containers", heading(
 	Attr{Name: "output_properties", Type: Hash}, Attr{Name: "cost", Type: Float}, Attr{Name: "subrequests_cost", Type: Float},
 	Attr{Name: "service", Type: Bool}, Attr{Name: "published_ports", Type: Hash},
 	Attr{Name: "secret_mounts", Type: Hash, Secret: true}, Attr{Name: "runtime_token", Secret: true},
+	// Outlives the secrets themselves, for the comparison with later requests.
+	// Null for containers from before it existed.
+	Attr{Name: "secret_mounts_md5", Secret: true},
 )...)
 
 // ContainerRequests are what users submit.
