@@ -148,9 +148,13 @@ func (c *Cluster) start(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	reader, err := c.blockReader()
+	if err != nil {
+		return err
+	}
 	server := api.New(api.Config{
 		Store: db, ClusterID: c.ids.ClusterID, SystemRootToken: c.ids.SystemRootToken, ManagementToken: c.ids.ManagementToken,
-		Signer: keep.Signer{Key: c.ids.BlobSigningKey, TTL: signatureTTL}, KeepAt: c.keepAt, Log: o.Log,
+		Signer: keep.Signer{Key: c.ids.BlobSigningKey, TTL: signatureTTL}, Blocks: reader, KeepAt: c.keepAt, Log: o.Log,
 	})
 	c.startSweep(server, o.Log)
 	c.serve("api", server, o.Log, &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12},
@@ -178,6 +182,23 @@ func (c *Cluster) startKeep(o Options) (http.Handler, error) {
 	c.undo.Add("close block server", func(context.Context) error { return blocks.Close() })
 	return blocks, nil
 }
+
+// blockReader reads the cluster's own blocks, for the logs that the API shows.
+// What is polled again and again stays in memory.
+func (c *Cluster) blockReader() (keep.BlockReader, error) {
+	client, err := keep.NewClient(keep.ClientConfig{
+		Services: keep.FixedServices{{UUID: "00000-bi6l4-000000000000000", URL: c.KeepURL(), Type: "disk"}}, Token: c.ids.SystemRootToken,
+	})
+	if err != nil {
+		return nil, err
+	}
+	cache := keep.NewCache(client, logCache)
+	c.undo.Add("close block reader", func(context.Context) error { return errors.Join(cache.Close(), client.Close()) })
+	return cache, nil
+}
+
+// logCache is the memory, in bytes, for blocks of logs.
+const logCache = 2 * keep.MaxBlockSize
 
 // maxBlockBuffers bounds the memory of block requests: 64 MiB each.
 const maxBlockBuffers = 8

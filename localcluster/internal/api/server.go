@@ -34,6 +34,9 @@ type Config struct {
 	ManagementToken string // for health checks
 	Signer          keep.Signer
 
+	// Blocks reads blocks whose locators are signed for the system root token.
+	Blocks keep.BlockReader
+
 	// KeepAt returns where Keep is for a client that reached this server at
 	// the given local address.
 	KeepAt func(local net.Addr) (host string, port int)
@@ -134,7 +137,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("Access-Control-Allow-Headers", "Authorization, Content-Type, Range, X-Http-Method-Override")
 	h.Set("Access-Control-Expose-Headers", "Content-Range")
 	h.Set("Access-Control-Max-Age", "86486400")
-	if r.Method == http.MethodOptions {
+	uuid, rest, isLog := logPath(r.URL.Path)
+	// Elsewhere only browsers ask for options, before they send a token.
+	if r.Method == http.MethodOptions && (!isLog || r.Header.Get("Access-Control-Request-Method") != "") {
 		return
 	}
 	if !s.taken.TryAcquire(1) {
@@ -150,6 +155,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			s.answer(w, c, nil, backError(http.StatusInternalServerError, "internal error"))
 		}
 	}()
+	if isLog {
+		s.serveLog(w, c, uuid, rest)
+		return
+	}
 	v, err := s.serve(w, c)
 	s.answer(w, c, v, err)
 }
