@@ -236,7 +236,10 @@ func (r *run) checkRequest(context.Context) error {
 	if c.GPU.DeviceCount > 0 || c.CUDA != nil && c.CUDA.DeviceCount > 0 {
 		return errors.New("the container needs GPUs, which this version of crunch-run cannot give it")
 	}
-	// Found out only when the output is captured, it would cost the whole run.
+	// These two, found out only when needed, would cost the whole run.
+	if _, err := r.Network(c.API); err != nil {
+		return &verdict{arvados.StateQueued, err} // another node may have one
+	}
 	if _, err := glob.Compile(r.record.OutputGlob); err != nil {
 		return fmt.Errorf("output_glob: %w", err)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"io"
 	"os"
-	"path/filepath"
 	"time"
 
 	"crunch-oci/arvados"
@@ -25,7 +24,7 @@ func runLocal(args []string, stdout, stderr io.Writer) int {
 			return failure
 		}
 	}
-	site, err := config.Load(config.Sources{Lookup: os.LookupEnv})
+	site, err := config.Load(config.Sources{Lookup: os.LookupEnv, Environ: os.Environ()})
 	if err != nil {
 		return fail(stderr, failure, "crunch-run local: %v", err)
 	}
@@ -34,7 +33,7 @@ func runLocal(args []string, stdout, stderr io.Writer) int {
 	defer release()
 	return local.Main(ctx, args, local.Env{
 		Stdout: stdout, Stderr: stderr, Began: began, Stop: stop,
-		StateDir: filepath.Join(site.StoreDir, "local"), TempDir: environment.TempDir,
+		StateDir: site.LocalDir, TempDir: environment.TempDir,
 		NewScratch: func() (string, func() error, error) { return wire.NewScratch(site, environment.TempDir) },
 		Connect: func(c *localcluster.Cluster, token string) (*transfer.Session, error) {
 			return connect(ctx, clusterConfig(c, token))

@@ -56,6 +56,7 @@ func makeNode(dir string) (*node, error) {
 }
 
 func (n *node) store() string   { return filepath.Join(n.dir, "store") }
+func (n *node) results() string { return filepath.Join(n.dir, "local") }
 func (n *node) runtime() string { return filepath.Join(n.dir, "run") }
 func (n *node) locks() string   { return filepath.Join(n.dir, "lock") }
 func (n *node) tmp() string     { return filepath.Join(n.dir, "tmp") }
@@ -63,7 +64,7 @@ func (n *node) tmp() string     { return filepath.Join(n.dir, "tmp") }
 // settings are the variables that make this node.
 func (n *node) settings() []string {
 	return []string{
-		"CRUNCH_RUN_STORE_DIR=" + n.store(), "CRUNCH_RUN_RUNTIME_DIR=" + n.runtime(),
+		"CRUNCH_RUN_STORE_DIR=" + n.store(), "CRUNCH_RUN_LOCAL_DIR=" + n.results(), "CRUNCH_RUN_RUNTIME_DIR=" + n.runtime(),
 		"CRUNCH_RUN_LOCK_DIR=" + n.locks(), "CRUNCH_RUN_CGROUP_BASE=" + n.cgroup, "TMPDIR=" + n.tmp(),
 	}
 }

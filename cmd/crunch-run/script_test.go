@@ -39,7 +39,7 @@ func TestScripts(t *testing.T) {
 			})
 			env.Vars = append(env.Vars, n.settings()...)
 			env.Setenv("PATH", filepath.Dir(program)+":"+os.Getenv("PATH"))
-			env.Setenv("STATE", n.store())
+			env.Setenv("STATE", n.results())
 			env.Setenv("BUSYBOX", busybox)
 			env.Setenv("TOOLS", tools)
 			env.Setenv("VERSION", testVersion)

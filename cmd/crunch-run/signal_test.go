@@ -54,21 +54,26 @@ func TestInterruptedOnce(t *testing.T) {
 	}
 }
 
-// The second Ctrl-C gives up at once, and still leaves nothing on the node.
+// The second Ctrl-C gives up at once, whatever is being saved, and still leaves
+// nothing on the node.
 func TestInterruptedTwice(t *testing.T) {
 	t.Parallel()
-	n := newNode(t)
-	p := startLocal(t, n, "dd if=/dev/urandom of=big bs=1M count=400; echo ready; sleep 1000", "--verbose", "--ram", "1GiB")
-	p.stdout.mustSay(t, "ready\n")
-	p.signal(t, syscall.SIGINT)
-	p.stderr.mustSay(t, `copying "big"`)
-	p.signal(t, syscall.SIGINT)
-	if code := p.wait(t); code != 130 {
-		t.Errorf("exit code %d, want 130", code)
-	}
-	n.mustBeClean(t)
-	if !strings.HasSuffix(p.stderr.String(), "crunch-run local: given up\n") {
-		t.Errorf("the last words are not that it gave up:\n%s", tail(p.stderr.String(), 500))
+	for name, saving := range map[string]string{"output to Keep": `copying "big"`, "output to disk": "crunch-run finished\n"} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			p := startLocal(t, n, "dd if=/dev/urandom of=big bs=1M count=300; echo ready; sleep 1000", "--verbose")
+			p.stdout.mustSay(t, "ready\n")
+			p.signal(t, syscall.SIGINT)
+			p.stderr.mustSay(t, saving)
+			p.signal(t, syscall.SIGINT)
+			if code := p.wait(t); code != 130 {
+				t.Errorf("exit code %d, want 130", code)
+			}
+			n.mustBeClean(t)
+			if !strings.HasSuffix(p.stderr.String(), "crunch-run local: given up\n") {
+				t.Errorf("the last words are not that it gave up:\n%s", tail(p.stderr.String(), 500))
+			}
+		})
 	}
 }
 

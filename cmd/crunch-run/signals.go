@@ -9,18 +9,14 @@ import (
 )
 
 // stopSignals turns signals into cancellations, once, for the whole program. The
-// first TERM, INT or QUIT ends stop, with a cause that names it. With terminal
-// set, somebody watches: a hangup counts too, and the second signal ends ctx. A
-// dispatcher's repeated signals only say the same again. release gives the
-// signals back.
+// first TERM, INT, QUIT or HUP ends stop, with a cause that names it. With
+// terminal set, somebody watches, and the second signal ends ctx; a dispatcher's
+// repeated signals only say the same again. release gives the signals back.
 func stopSignals(terminal bool) (ctx, stop context.Context, release func()) {
 	ctx, giveUp := context.WithCancelCause(context.Background())
 	stop, stopNow := context.WithCancelCause(ctx)
 	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT)
-	if terminal {
-		signal.Notify(signals, syscall.SIGHUP)
-	}
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP)
 	// Asking for it makes writing to a closed stdout or stderr an error instead
 	// of the end of the program. Ignoring it would do that to the container too.
 	pipe := make(chan os.Signal, 1)

@@ -21,7 +21,7 @@ import (
 
 // runSupervisor is the reference's command line: run one container.
 func runSupervisor(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	program := config.Program{Name: args[0], Version: version, ClusterConfig: os.Getenv("ARVADOS_CONFIG")}
+	program := config.Program{Name: args[0], Version: version, Roles: []string{"local", "cluster", "image", "submit", "request", "collection"}, ClusterConfig: os.Getenv("ARVADOS_CONFIG")}
 	flags, exit := config.ParseFlags(program, args[1:], stdout, stderr)
 	if exit != nil {
 		return exit.Code
@@ -102,7 +102,13 @@ func newJob(flags config.Flags, stderr io.Writer) (wire.Job, error) {
 	if warning != nil {
 		fmt.Fprintln(stderr, warning)
 	}
-	site, err := config.Load(config.Sources{Flags: flags.Settings, Lookup: os.LookupEnv})
+	if cluster.CAFile != "" {
+		// The hook and the FUSE server shall believe the same certificates.
+		if err := os.Setenv("SSL_CERT_FILE", cluster.CAFile); err != nil {
+			return wire.Job{}, err
+		}
+	}
+	site, err := config.Load(config.Sources{Flags: flags.Settings, Lookup: os.LookupEnv, Environ: os.Environ()})
 	if err != nil {
 		return wire.Job{}, err
 	}

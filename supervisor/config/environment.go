@@ -1,6 +1,9 @@
 package config
 
-import "os"
+import (
+	"os"
+	"path/filepath"
+)
 
 // Environment is what the supervisor reads from its environment, besides the
 // API client's own variables and the site settings (spec: cli-and-dispatch
@@ -33,12 +36,22 @@ func TakeEnvironment() Environment {
 		InstanceType:      os.Getenv("InstanceType"),
 		GatewayAddress:    os.Getenv("GatewayAddress"),
 		GatewayAuthSecret: os.Getenv("GatewayAuthSecret"),
-		TempDir:           os.TempDir(),
+		TempDir:           tempDir(),
 		CUDADevices:       optional("CUDA_VISIBLE_DEVICES"),
 		AMDDevices:        optional("AMD_VISIBLE_DEVICES"),
 	}
 	os.Unsetenv("GatewayAuthSecret")
 	return e
+}
+
+// tempDir is $TMPDIR, or /tmp. What is made there is bound into containers, so
+// the path must be absolute.
+func tempDir() string {
+	dir, err := filepath.Abs(os.TempDir())
+	if err != nil { // the current directory is gone
+		return "/tmp"
+	}
+	return dir
 }
 
 func optional(name string) *string {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"strings"
 	"time"
 )
 
@@ -26,6 +27,8 @@ type Program struct {
 	Name string
 	// Version is shown by -version.
 	Version string
+	// Roles are the sub-commands to name in the help text.
+	Roles []string
 	// ClusterConfig is the default of -config: $ARVADOS_CONFIG as it was when
 	// the process started; "" means /etc/arvados/config.yml.
 	ClusterConfig string
@@ -88,6 +91,9 @@ func ParseFlags(p Program, args []string, stdout, stderr io.Writer) (Flags, *Exi
 		fmt.Fprintf(stderr, "Usage: %s [options] container-uuid\n", p.Name)
 		set.SetOutput(stderr)
 		set.PrintDefaults()
+		if len(p.Roles) > 0 {
+			fmt.Fprintf(stderr, "\nOther uses, each with its own -h: %s\n", strings.Join(p.Roles, ", "))
+		}
 		return f, &Exit{0}
 	case err != nil:
 		fmt.Fprintf(stderr, "error parsing command line arguments: %s (try -help)\n", err)

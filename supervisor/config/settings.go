@@ -32,12 +32,13 @@ type Site struct {
 	StoreBudget Amount
 	// RuntimeDir holds the state and bundle of each running container.
 	RuntimeDir string
+	// LocalDir holds the results of "crunch-run local" that have no other place.
+	LocalDir string
 	// LockDir holds the run locks and the list of prices.
 	LockDir string
 	// CgroupBase is the control group below which containers get theirs: an
 	// absolute path is below the hierarchy's mount point, a relative one below
-	// the supervisor's own group in each hierarchy; "" means /crunch-run, or
-	// with systemd a scope in crunch-run.slice.
+	// the supervisor's own group in each hierarchy; "" means /crunch-run.
 	CgroupBase string
 	// Network is what a container gets when it gets a network: NetworkBridge,
 	// NetworkHost, NetworkNone or "cni:NAME".
@@ -84,14 +85,15 @@ type setting struct {
 var settings = []setting{
 	dirSetting("store-dir", "directory of the image store", "/var/lib/crunch-run", func(s *Site) *string { return &s.StoreDir }),
 	{
-		"store-budget", "size the image store may grow to: bytes, a size such as 50GiB, or a percentage of its file system", "50%",
+		"store-budget", "size the image store may grow to: bytes, a size such as 50GiB, or a percentage of its file system (no effect in this version)", "50%",
 		func(s *Site, text string) (err error) { s.StoreBudget, err = parseAmount(text); return },
 		func(s *Site) string { return s.StoreBudget.String() },
 	},
 	dirSetting("runtime-dir", "directory for the state of running containers", "/run/crunch-run", func(s *Site) *string { return &s.RuntimeDir }),
+	dirSetting("local-dir", "directory for the results of crunch-run local that have no other place", "/var/lib/crunch-run-local", func(s *Site) *string { return &s.LocalDir }),
 	dirSetting("lock-dir", "directory of the run locks; dispatchers expect the default", "/var/lock", func(s *Site) *string { return &s.LockDir }),
 	{
-		"cgroup-base", "control group for containers, a path below the hierarchy's mount point, or if relative below the supervisor's own group; empty: /crunch-run, or crunch-run.slice with systemd", "",
+		"cgroup-base", "control group for containers, a path below the hierarchy's mount point, or if relative below the supervisor's own group; empty: /crunch-run", "",
 		func(s *Site, text string) error {
 			if text != "" && (filepath.Clean(text) != text || text == "/" || !filepath.IsAbs(text) && !filepath.IsLocal(text) || text == ".") {
 				return errors.New("must be empty or a clean path: /batch/containers is below the hierarchy's mount point, containers below the supervisor's own group")
@@ -102,7 +104,7 @@ var settings = []setting{
 		func(s *Site) string { return s.CgroupBase },
 	},
 	{
-		"network", "network of containers that get one: bridge, host, none or cni:NAME", NetworkBridge,
+		"network", "network of containers that get one: host or none; bridge and cni:NAME are not available in this version", NetworkBridge,
 		func(s *Site, text string) error {
 			if name, ok := strings.CutPrefix(text, "cni:"); ok {
 				if name == "" || strings.ContainsAny(name, "/ \t\n") {
@@ -162,7 +164,7 @@ var settings = []setting{
 		func(s *Site) string { return s.StopGrace.String() },
 	},
 	{
-		"gpu", "how containers get GPUs: auto, cdi (a CDI specification of the node), devices (without one) or off", "auto",
+		"gpu", "how containers get GPUs: auto, cdi (a CDI specification of the node), devices (without one) or off (no effect in this version)", "auto",
 		func(s *Site, text string) error {
 			if !slices.Contains([]string{"auto", "cdi", "devices", "off"}, text) {
 				return errors.New("must be auto, cdi, devices or off")

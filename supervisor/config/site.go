@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 )
 
@@ -29,6 +30,9 @@ type Sources struct {
 	Flags map[string]string
 	// Lookup is os.LookupEnv or like it; nil means no environment.
 	Lookup func(string) (string, bool)
+	// Environ is os.Environ() or like it, for the names of variables that look
+	// like settings and are none; nil means not to look for them.
+	Environ []string
 	// DefaultFile is DefaultSiteFile if empty.
 	DefaultFile string
 }
@@ -52,6 +56,7 @@ func Load(src Sources) (Site, error) {
 			errs = append(errs, fmt.Errorf("flag -%s: no such setting", name))
 		}
 	}
+	errs = append(errs, checkVariables(src.Environ)...)
 	var site Site
 	for _, d := range settings {
 		text, origin := d.def, "default"
@@ -77,6 +82,24 @@ func Load(src Sources) (Site, error) {
 		return Site{}, err
 	}
 	return site, nil
+}
+
+// otherVariables begin like settings and have other purposes.
+var otherVariables = []string{siteFileEnv, "CRUNCH_RUN_READY_FD", "CRUNCH_RUN_MOUNTNS"}
+
+// checkVariables finds variables that are nearly settings: a misspelt limit must
+// not leave the default in force unnoticed.
+func checkVariables(environ []string) (errs []error) {
+	for _, kv := range environ {
+		name, value, _ := strings.Cut(kv, "=")
+		if !strings.HasPrefix(name, "CRUNCH_RUN_") || value == "" || slices.Contains(otherVariables, name) {
+			continue
+		}
+		if !slices.ContainsFunc(settings, func(d setting) bool { return d.envName() == name }) {
+			errs = append(errs, fmt.Errorf("%s: no such setting", name))
+		}
+	}
+	return errs
 }
 
 // checkTogether finds settings that are right each but not together.

@@ -35,7 +35,7 @@ func TestDefaults(t *testing.T) {
 	described := site.Describe()
 	site.described = nil
 	want := Site{
-		StoreDir: "/var/lib/crunch-run", StoreBudget: Amount{Percent: 50}, RuntimeDir: "/run/crunch-run", LockDir: "/var/lock",
+		StoreDir: "/var/lib/crunch-run", StoreBudget: Amount{Percent: 50}, RuntimeDir: "/run/crunch-run", LocalDir: "/var/lib/crunch-run-local", LockDir: "/var/lock",
 		Network: "bridge", Seccomp: true, PidsLimit: 32768, GPU: "auto",
 	}
 	if !reflect.DeepEqual(site, want) {
@@ -213,4 +213,19 @@ func FuzzSiteFile(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A misspelt variable is found, whatever else the environment holds.
+func TestMisspeltVariables(t *testing.T) {
+	load := func(environ ...string) error {
+		_, err := Load(Sources{DefaultFile: "/nonexistent/config.yml", Environ: environ})
+		return err
+	}
+	if err := load("HOME=/", "CRUNCH_RUN_PIDS_LIMIT=5", "CRUNCH_RUN_SITE_CONFIG=", "CRUNCH_RUN_READY_FD=3", "CRUNCH_RUN_UNSET="); err != nil {
+		t.Error(err)
+	}
+	err := load("CRUNCH_RUN_PIDS_LIMITS=5")
+	if err == nil || !strings.Contains(err.Error(), "CRUNCH_RUN_PIDS_LIMITS: no such setting") {
+		t.Errorf("error %v", err)
+	}
 }

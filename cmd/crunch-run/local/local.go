@@ -138,7 +138,7 @@ func run(ctx context.Context, o options, env Env) (status int, err error) {
 	if ctx.Err() != nil {
 		return exitInterrupted, runErr
 	}
-	res, err := fetchResults(context.WithoutCancel(ctx), user, request, resultDirs(o, env, request.ContainerUUID))
+	res, err := fetchResults(ctx, user, request, resultDirs(o, env, request.ContainerUUID))
 	if err != nil {
 		return exitFailure, errors.Join(runErr, err)
 	}

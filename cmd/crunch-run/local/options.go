@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/docker/go-units"
+
+	"crunch-oci/oci"
 )
 
 const usage = `Usage: crunch-run local --image FILE.tar [options] -- COMMAND [ARG...]
@@ -26,13 +28,15 @@ Options:
   --image FILE        image tarball, as written by "docker save", "podman save" or
                       "skopeo copy ... docker-archive:FILE"; may be compressed (required)
   --input NAME=DIR    directory to be seen at /in/NAME (repeatable)
-  --output DIR        where to put the output files (default: below the state directory)
+  --output DIR        where to put the output files (default: beside the log, in
+                      /var/lib/crunch-run-local)
   --env KEY=VALUE     environment variable (repeatable)
   --cwd DIR           working directory (default /out)
   --vcpus N           CPUs (default 1)
   --ram SIZE          memory limit, e.g. 512MiB or 4GB (default 1GiB)
   --network KIND      none or host (default none)
-  --api               give the container a token for the embedded API
+  --api               give the container a token for the embedded API (needs
+                      --network host)
   --keep-cluster      keep the embedded cluster's files after the run
   --verbose           show the supervisor's own messages too
 
@@ -46,6 +50,9 @@ Examples:
   crunch-run local --image tools.tar --input reads=./fastq --output ./result \
       --vcpus 2 --ram 4GiB -- sh -c 'md5sum /in/reads/* > sums.txt'
 `
+
+// minRAM is what a container is given at least, in bytes.
+const minRAM = oci.MinRAM
 
 // options are the parsed command line.
 type options struct {
@@ -106,13 +113,15 @@ func parse(args []string) (options, error) {
 		return o, fmt.Errorf("--network bridge is not available yet; use none or host")
 	case o.network != "none" && o.network != "host":
 		return o, fmt.Errorf("--network %q: use none or host", o.network)
+	case o.api && o.network != "host":
+		return o, fmt.Errorf("--api needs --network host: without a network the API cannot be reached")
 	case *gpus != 0:
 		return o, fmt.Errorf("--gpus is not available yet")
 	case !filepath.IsAbs(o.cwd):
 		return o, fmt.Errorf("--cwd %q: must be an absolute path in the container", o.cwd)
 	}
-	if o.ram, err = units.RAMInBytes(ram); err != nil || o.ram < 6<<20 {
-		return o, fmt.Errorf("--ram %q: a size of at least 6MiB is needed, such as 512MiB or 4GB", ram)
+	if o.ram, err = units.RAMInBytes(ram); err != nil || o.ram < minRAM {
+		return o, fmt.Errorf("--ram %q: a size of at least 16MiB is needed, such as 512MiB or 4GB", ram)
 	}
 	return o, o.checkFiles()
 }

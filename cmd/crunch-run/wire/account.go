@@ -2,6 +2,7 @@ package wire
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"strings"
@@ -25,7 +26,7 @@ type clusterFacts struct {
 	services    keep.ServiceLister
 	replication int
 	classes     []string
-	insecure    bool
+	tls         *tls.Config
 	// logPeriod and logGrowth say how often a growing log is saved; 0: unknown.
 	logPeriod time.Duration
 	logGrowth int64
@@ -41,10 +42,14 @@ func learn(ctx context.Context, api *arvados.Client, cfg arvados.Config) (*clust
 	if err != nil {
 		return nil, fmt.Errorf("read cluster configuration: %w", err)
 	}
+	config, err := cfg.TLS()
+	if err != nil {
+		return nil, err
+	}
 	f := &clusterFacts{
+		tls:         config,
 		replication: discovery.DefaultCollectionReplication,
 		classes:     exported.DefaultStorageClasses(),
-		insecure:    cfg.Insecure,
 		logPeriod:   time.Duration(discovery.CrunchLogUpdatePeriod) * time.Second,
 		logGrowth:   discovery.CrunchLogUpdateSize,
 	}
@@ -85,7 +90,7 @@ type account struct {
 // or the cluster's default ones.
 func (f *clusterFacts) newAccount(api *arvados.Client, token string, classes []string) (*account, error) {
 	client, err := keep.NewClient(keep.ClientConfig{
-		Services: f.services, Token: token, Retries: keepRetries, InsecureTLS: f.insecure,
+		Services: f.services, Token: token, Retries: keepRetries, TLS: f.tls,
 		DefaultReplication: f.replication, StorageClasses: classes, DefaultStorageClasses: f.classes,
 	})
 	if err != nil {

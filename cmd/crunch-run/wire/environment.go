@@ -1,18 +1,15 @@
 package wire
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/user"
 	"slices"
 	"strconv"
 	"strings"
 
 	"crunch-oci/arvados"
-	"crunch-oci/supervisor/joblog"
 	"crunch-oci/supervisor/mounts"
 )
 
@@ -102,33 +99,4 @@ func groupName(id string) string {
 		return ""
 	}
 	return g.Name
-}
-
-// brokenMarker tells "crunch-run --list", and through it the cloud dispatcher,
-// that this node cannot run containers (spec: lifecycle section 9).
-const brokenMarker = "crunch-run-broken"
-
-// markBroken runs the site's hook, or else leaves the marker.
-func (j Job) markBroken(log *joblog.Log) func(context.Context, error) {
-	return func(ctx context.Context, _ error) {
-		if hook := j.Flags.BrokenNodeHook; hook != "" {
-			log.Printf("Running broken node hook %q", hook)
-			out := log.Lines()
-			defer out.Close()
-			cmd := exec.CommandContext(ctx, hook)
-			cmd.Stdout, cmd.Stderr = out, out
-			if err := cmd.Run(); err != nil {
-				log.Printf("Error running broken node hook: %v", err)
-			}
-			return
-		}
-		path := j.Site.LockDir + "/" + brokenMarker
-		log.Printf("Writing %s to mark node as broken", path)
-		f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o700)
-		if err != nil {
-			log.Printf("Error writing %s: %v", path, err)
-			return
-		}
-		_ = f.Close()
-	}
 }

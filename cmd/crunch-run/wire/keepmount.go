@@ -32,8 +32,12 @@ func ConnectMount(ctx context.Context, opts mount.Options, cfg arvados.Config) (
 	if err != nil {
 		return mount.Backend{}, err
 	}
+	config, err := cfg.TLS()
+	if err != nil {
+		return mount.Backend{}, err
+	}
 	client, err := keep.NewClient(keep.ClientConfig{
-		Services: services, Token: cfg.Token, Retries: opts.Retries, InsecureTLS: cfg.Insecure,
+		Services: services, Token: cfg.Token, Retries: opts.Retries, TLS: config,
 		DefaultReplication: discovery.DefaultCollectionReplication, StorageClasses: opts.StorageClasses,
 	})
 	if err != nil {

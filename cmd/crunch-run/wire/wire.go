@@ -109,7 +109,7 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 		RunDir:        dir,
 		Scratch:       scratch,
 		Limits:        supervisor.Limits{PIDs: j.pidsLimit(), IgnoreRAM: !j.Flags.EnableMemoryLimit, NoSeccomp: !j.Site.Seccomp, StopGrace: j.Site.StopGrace},
-		Network:       j.network,
+		Network:       j.chooseNetwork,
 		CgroupsPath:   cgroup,
 		APIEnv:        j.apiEnv(),
 		CABundle:      j.caBundle(),
@@ -175,24 +175,6 @@ func (j Job) pidsLimit() int64 {
 		return -1 // the site's word for "no limit"; the runtime's 0 is its default
 	}
 	return j.Site.PidsLimit
-}
-
-// network gives containers with API access the site's network, the others none.
-func (j Job) network(api bool) (oci.Network, error) {
-	kind := j.Site.Network
-	switch {
-	case !api && j.Flags.EnableNetworking != "always":
-		return oci.NetworkNone, nil
-	case j.Flags.NetworkMode == config.NetworkHost, j.Flags.NetworkMode == config.NetworkNone:
-		kind = j.Flags.NetworkMode
-	}
-	switch kind {
-	case config.NetworkNone:
-		return oci.NetworkNone, nil
-	case config.NetworkHost:
-		return oci.NetworkHost, nil
-	}
-	return "", fmt.Errorf("the container needs a network, and network %q is not available in this version; use -network=host, or network: host in %s", kind, config.DefaultSiteFile)
 }
 
 // makeScratch makes the run's private directory on the disk for temporary files.
