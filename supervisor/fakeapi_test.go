@@ -112,8 +112,12 @@ func (a *fakeAPI) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	if err == nil {
 		err = a.w.op(r.Context(), c.label)
 	}
-	if r.Context().Err() != nil {
-		return // the client has gone
+	if r.Context().Err() != nil { // the client has gone
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		c.Failed = true
+		a.calls = append(a.calls, *c)
+		return
 	}
 	var answer any
 	if err == nil {

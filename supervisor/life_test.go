@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"crunch-oci/arvados"
+	"crunch-oci/keep/keeptest"
 	"crunch-oci/oci"
 )
 
@@ -355,7 +357,7 @@ func TestWhoseFault(t *testing.T) {
 			w.failAt("start container", &oci.StartError{Command: "./cmd", Reason: `exec: "./cmd": no such file or directory`})
 		}, arvados.StateCancelled, false, "could not start container: exec: \"./cmd\": no such file or directory\nPossible causes: command \"./cmd\" is missing"},
 		{"the environment", func(w *world) { w.api.record["environment"] = map[string]any{"A=B": "c"} }, arvados.StateCancelled, false, "While creating container: environment variable name"},
-		{"the node's network", func(w *world) { w.sup.Network = func(bool) (oci.Network, error) { return "", errTest } }, arvados.StateQueued, false, "While creating container: no luck"},
+		{"the node's network", func(w *world) { w.sup.Network = func(bool) (oci.Network, error) { return "", errTest } }, arvados.StateQueued, false, "no luck"},
 		{"the place for stdout", func(w *world) {
 			w.mount("stdout", map[string]any{"kind": "file", "path": "/out/dir/file"})
 			w.mount("/out/dir", map[string]any{"kind": "text", "content": "no directory"})
@@ -395,7 +397,7 @@ func TestWhoseFault(t *testing.T) {
 
 // failAt makes an operation fail.
 func (w *world) failAt(op string, err error) {
-	w.fail = func(name string) error {
+	w.fail = func(_ context.Context, name string) error {
 		if name == op {
 			return err
 		}
@@ -451,6 +453,25 @@ func TestInputLeftUnread(t *testing.T) {
 	w := newWorld(t)
 	w.mount("stdin", map[string]any{"kind": "text", "content": "x"})
 	w.mount("stdin", map[string]any{"kind": "collection", "portable_data_hash": w.store("STDIN", "in", make([]byte, 1<<20)), "path": "in"})
+	w.run()
+	w.ends(arvados.StateComplete, 0, "")
+}
+
+// Nor is it waited for.
+func TestInputThatNeverComes(t *testing.T) {
+	w := newWorld(t)
+	data := []byte("never seen")
+	loc := w.keep.Put(data)
+	w.mount("stdin", map[string]any{"kind": "collection", "portable_data_hash": w.store("STDIN", "in", data), "path": "in"})
+	asked := make(chan struct{}, 100)
+	w.keep.Inject(-1, func(s *keeptest.Server, rw http.ResponseWriter, r *http.Request) bool {
+		if r.Method != http.MethodGet || !strings.Contains(r.URL.Path, loc.Hash()) {
+			return false
+		}
+		asked <- struct{}{}
+		return keeptest.Hang(s, rw, r)
+	})
+	w.runtime.program = func(*guest) int { <-asked; return 0 }
 	w.run()
 	w.ends(arvados.StateComplete, 0, "")
 }
@@ -526,7 +547,7 @@ func TestStoppedFromTheStart(t *testing.T) {
 // node may try all the same.
 func TestTroubleWhileStopped(t *testing.T) {
 	w := newWorld(t)
-	w.fail = func(op string) error {
+	w.fail = func(_ context.Context, op string) error {
 		if op != "unpack image" {
 			return nil
 		}

@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -190,16 +191,22 @@ func refusing(method, path string, attrs map[string]any) func(*world) {
 	}
 }
 
-// stoppedAt sends TERM when an operation begins, and lets it go on if it is not
-// interrupted.
+// stoppedAt sends TERM when an operation begins, which interrupts it unless it is
+// the update to Running.
 func stoppedAt(at func(op string) bool) func(*world) {
 	return func(w *world) {
 		program(untilKilled)(w)
-		w.fail = func(op string) error {
-			if at(op) {
-				w.stop(errStop)
+		once := false
+		w.fail = func(ctx context.Context, op string) error {
+			if once || !at(op) {
+				return nil
 			}
-			return nil
+			once = true
+			w.stop(errStop)
+			if strings.Contains(op, `"state":"Running"`) {
+				return nil
+			}
+			return interrupted(ctx, w)
 		}
 	}
 }
@@ -256,7 +263,9 @@ var changedScenarios = map[string]struct {
 	"cancelled just before the Running update": {"lifecycle section 16: a stop request is no failure; " + queuedTraced, func(s *scenario) {
 		s.RunError, s.ExitStatus = "", 0
 		s.CrunchRunTxtLines = slices.DeleteFunc(s.CrunchRunTxtLines, func(l string) bool { return strings.HasPrefix(l, "error in Run") })
-		s.queue("POST") // whether the first POST was obeyed is not known
+		// The save is interrupted: whether it was obeyed is not known.
+		s.Calls[len(s.Calls)-2].Response = "error"
+		s.queue("POST")
 	}},
 	"cancelled between Running and start": {"the vector's note: not starting it is right too", func(s *scenario) {
 		s.Calls = slices.DeleteFunc(s.Calls, func(c wantCall) bool {

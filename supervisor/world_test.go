@@ -56,7 +56,7 @@ type world struct {
 	before  int // length of the trace at the time of trouble
 	trouble func(ctx context.Context, op string) error
 
-	fail func(op string) error // may be nil
+	fail func(ctx context.Context, op string) error // may be nil
 
 	immortal bool // containers survive Kill, and everything
 
@@ -279,7 +279,7 @@ func (w *world) op(ctx context.Context, name string) error {
 		return w.trouble(ctx, name)
 	}
 	if w.fail != nil {
-		return w.fail(name)
+		return w.fail(ctx, name)
 	}
 	return nil
 }
