@@ -3,6 +3,7 @@ package keep
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
@@ -52,8 +53,9 @@ type ClientConfig struct {
 	// IdleTimeout ends an attempt that has sent and received nothing for so
 	// long. 0 means 20 s for disk services, 5 min for others.
 	IdleTimeout time.Duration
-	// InsecureTLS accepts any server certificate.
-	InsecureTLS bool
+	// TLS says which certificates of https services are believed, the same as
+	// for the API server. nil means those signed by one of the system's roots.
+	TLS *tls.Config
 	// RequestID returns a value for X-Request-Id. nil means random ones.
 	RequestID func() string
 }
@@ -111,8 +113,8 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	}
 	c := &Client{cfg: cfg, disk: cfg.HTTPClient, proxy: cfg.HTTPClient}
 	if cfg.HTTPClient == nil {
-		c.disk = newHTTPClient(diskLimits, cfg.InsecureTLS)
-		c.proxy = newHTTPClient(proxyLimits, cfg.InsecureTLS)
+		c.disk = newHTTPClient(diskLimits, cfg.TLS)
+		c.proxy = newHTTPClient(proxyLimits, cfg.TLS)
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	return c, nil

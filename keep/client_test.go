@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"crypto/md5"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -465,13 +467,26 @@ func TestClientTLS(t *testing.T) {
 	srv.Config.ErrorLog = log.New(io.Discard, "", 0) // the refused handshake
 	srv.StartTLS()
 	defer srv.Close()
-	for _, insecure := range []bool{true, false} {
-		client := keeptest.NewClient(t, func(cfg *keep.ClientConfig) { cfg.InsecureTLS = insecure }, keep.Service{URL: srv.URL, Type: "disk"})
-		_, err := client.WriteBlock(t.Context(), []byte("x"), keep.WriteOptions{})
-		if (err == nil) != insecure {
-			t.Errorf("InsecureTLS %v: %v", insecure, err)
+	private := x509.NewCertPool()
+	private.AddCert(srv.Certificate())
+	for name, c := range map[string]struct {
+		config *tls.Config
+		works  bool
+	}{
+		"system's roots":     {nil, false},
+		"private authority":  {&tls.Config{RootCAs: private}, true},
+		"another authority":  {&tls.Config{RootCAs: x509.NewCertPool()}, false},
+		"no check whatever":  {&tls.Config{InsecureSkipVerify: true}, true},
+		"the system's again": {&tls.Config{}, false},
+	} {
+		for _, kind := range []string{"disk", "proxy"} {
+			client := keeptest.NewClient(t, func(cfg *keep.ClientConfig) { cfg.TLS = c.config }, keep.Service{URL: srv.URL, Type: kind})
+			_, err := client.WriteBlock(t.Context(), []byte("x"), keep.WriteOptions{})
+			if (err == nil) != c.works {
+				t.Errorf("%s, %s: %v", name, kind, err)
+			}
+			client.Close()
 		}
-		client.Close()
 	}
 }
 

@@ -37,7 +37,8 @@ const (
 // computes how much patience it has.
 type roundKey struct{}
 
-func newHTTPClient(l limits, insecure bool) *http.Client {
+// newHTTPClient makes a client; config may be nil, for the system's roots.
+func newHTTPClient(l limits, config *tls.Config) *http.Client {
 	dialer := net.Dialer{KeepAlive: l.keepAlive}
 	t := &http.Transport{
 		// Keep services are in the cluster or are its proxy: HTTP_PROXY is
@@ -50,7 +51,7 @@ func newHTTPClient(l limits, insecure bool) *http.Client {
 			return dialer.DialContext(ctx, network, addr)
 		},
 		TLSHandshakeTimeout: l.tls,
-		TLSClientConfig:     &tls.Config{InsecureSkipVerify: insecure},
+		TLSClientConfig:     config.Clone(),
 		MaxIdleConns:        100,
 		MaxIdleConnsPerHost: 100,
 		IdleConnTimeout:     90 * time.Second,
