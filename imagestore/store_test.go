@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"crunch-oci/imagestore/archive"
@@ -417,5 +419,47 @@ func TestStoreOfOthers(t *testing.T) {
 		if err != nil || st.Mode().Perm() != 0o700 {
 			t.Errorf("%s: %v %v", d, st.Mode(), err)
 		}
+	}
+}
+
+// However claims come and go, two are never held at once: also not on a
+// directory that has just been removed or renamed and its successor.
+func TestClaimsExclude(t *testing.T) {
+	s := openStore(t, t.TempDir())
+	var holders, made atomic.Int32
+	var wg sync.WaitGroup
+	for g := range 8 {
+		wg.Go(func() {
+			for range 150 {
+				c, err := s.tryClaim("x")
+				if errors.Is(err, unix.EWOULDBLOCK) {
+					runtime.Gosched()
+					continue
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if n := holders.Add(1); n != 1 {
+					t.Errorf("%d hold the claim", n)
+				}
+				runtime.Gosched()
+				holders.Add(-1)
+				if n := made.Add(1); g%2 == 0 {
+					dir, err := c.publish(s.layerPath(fmt.Sprint("layer", n)))
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					dir.Close()
+				} else if err := c.abandon(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if made.Load() < 8 {
+		t.Errorf("only %d claims", made.Load())
 	}
 }

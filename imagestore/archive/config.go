@@ -32,7 +32,6 @@ type configDocument struct {
 		WorkingDir   string
 		Labels       map[string]string
 		StopSignal   string
-		ArgsEscaped  bool
 	} `json:"config"`
 	RootFS struct {
 		Type    string          `json:"type"`
@@ -61,7 +60,6 @@ func parseConfig(raw []byte) (ocispec.Image, error) {
 		Config: ocispec.ImageConfig{
 			User: c.User, ExposedPorts: c.ExposedPorts, Env: c.Env, Entrypoint: c.Entrypoint, Cmd: c.Cmd,
 			Volumes: c.Volumes, WorkingDir: c.WorkingDir, Labels: c.Labels, StopSignal: c.StopSignal,
-			ArgsEscaped: c.ArgsEscaped, //nolint:staticcheck // carried over as it is
 		},
 		RootFS: ocispec.RootFS{Type: "layers", DiffIDs: d.RootFS.DiffIDs},
 	}

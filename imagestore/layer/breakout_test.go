@@ -162,6 +162,13 @@ func TestManyDirectories(t *testing.T) {
 	}
 	deep := strings.Repeat("d/", 1700)
 	entries = append(entries, File(deep+"f", "bottom"), File("top", ""), Link(deep+"g", deep+"f"), Link("h", deep+"f"))
+	// A link whose two directories are far apart: opening one closes others.
+	far := strings.Repeat("far/", 300)
+	entries = append(entries, Dir(far))
+	for i := range 200 {
+		entries = append(entries, File(fmt.Sprintf("d%d/g", i), ""))
+	}
+	entries = append(entries, Link(far+"link", "d7/e7/f0"))
 	entries = append(entries, File("d", "away with it"))
 	dir, _, err := extract(t, entries...)
 	if err != nil {
@@ -177,6 +184,9 @@ func TestManyDirectories(t *testing.T) {
 	}
 	if n != 600 {
 		t.Errorf("%d files of 600", n)
+	}
+	if b, _ := os.ReadFile(filepath.Join(dir, far, "link")); string(b) != "x" {
+		t.Errorf("the link from afar holds %q", b)
 	}
 	if b, _ := os.ReadFile(dir + "/h"); string(b) != "bottom" {
 		t.Errorf("hard link from the bottom holds %q", b)
