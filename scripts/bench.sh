@@ -1,0 +1,26 @@
+#!/bin/sh
+# bench.sh: the figures of doc/performance.md, each beside a peer doing the same
+# work in the same run. The machine should be otherwise idle.
+set -eu
+cd "$(dirname "$0")/.."
+tags=seccomp,netgo,osusergo
+PKG_CONFIG_PATH=$PWD/.build/pkgconfig
+export PKG_CONFIG_PATH
+
+run() {
+	package=$1 pattern=$2
+	shift 2
+	echo "== go test $package -bench $pattern $*"
+	sync
+	go test -tags $tags -run '^$' -bench "$pattern" -timeout 60m "$@" "$package" | grep -E '^Benchmark|--- FAIL|panic' || true
+}
+
+uname -sr
+nproc
+run ./bench 'WarmStart' -benchtime 50x
+run ./oci 'Life' -benchtime 50x
+run ./bench 'IdleMemory' -benchtime 1x
+run ./imagestore 'Unpack' -benchtime 3x
+run ./keep 'Get|Put|MD5|CollectionRead|CollectionWrite'
+run ./keep/mount 'SequentialRead|CachedRead|HTTP'
+run ./localcluster 'Start'
