@@ -384,6 +384,19 @@ func TestScenarios(t *testing.T) {
 	}
 }
 
+// Every changed expectation is explained to users.
+func TestChangesAreDocumented(t *testing.T) {
+	text, err := os.ReadFile("../doc/differences.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name := range changedScenarios {
+		if !strings.Contains(string(text), "| "+name+" |") {
+			t.Errorf("doc/differences.md does not list %q", name)
+		}
+	}
+}
+
 // useVectorRecord makes the record that of the vectors.
 func (w *world) useVectorRecord() {
 	const image = "d740a57097711e08eb9b2a93518f20ab+174"
