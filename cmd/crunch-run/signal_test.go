@@ -42,7 +42,7 @@ func TestInterruptedOnce(t *testing.T) {
 			if got := readFile(t, filepath.Join(output, "sub/part.txt")); got != "partial\n" {
 				t.Errorf("partial output %q", got)
 			}
-			logs, err := filepath.Glob(filepath.Join(n.store(), "local/*/log/crunch-run.txt"))
+			logs, err := filepath.Glob(filepath.Join(n.results(), "*/log/crunch-run.txt"))
 			if err != nil || len(logs) != 1 {
 				t.Fatalf("logs: %v %v", logs, err)
 			}

@@ -76,10 +76,10 @@ func Main(ctx context.Context, args []string, env Env) int {
 	}
 	status, err := run(ctx, o, env)
 	switch {
-	case err == nil:
 	case ctx.Err() != nil:
 		fmt.Fprintln(env.Stderr, "crunch-run local: given up")
 		return exitInterrupted
+	case err == nil:
 	case env.Stop.Err() != nil && status == exitFailure:
 		fmt.Fprintf(env.Stderr, "crunch-run local: %v\n", context.Cause(env.Stop))
 		return exitInterrupted
