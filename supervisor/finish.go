@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"time"
 
 	"crunch-oci/arvados"
@@ -165,7 +166,24 @@ func (r *run) sendFinal(ctx context.Context, logPDH, output string) error {
 	if r.final == arvados.StateComplete && output != "" {
 		attrs["output"] = output
 	}
-	return r.Records.UpdateContainer(ctx, r.UUID, attrs)
+	err := r.Records.UpdateContainer(ctx, r.UUID, attrs)
+	for n := 1; n < finalRounds && mayPass(err) && ctx.Err() == nil; n++ {
+		r.Log.Printf("error in UpdateContainerFinal: %v -- trying again", err)
+		err = r.Records.UpdateContainer(ctx, r.UUID, attrs)
+	}
+	return err
+}
+
+// finalRounds is how often the final update is tried, each time for as long as
+// the client tries any other: losing it turns a finished container into a
+// cancelled one.
+const finalRounds = 6
+
+// mayPass reports whether err says that the API could not be asked, rather than
+// that it refused.
+func mayPass(err error) bool {
+	var e *arvados.Error
+	return errors.As(err, &e) && (e.Status == 0 || e.Status == http.StatusTooManyRequests || e.Status >= http.StatusInternalServerError)
 }
 
 // cost is the time since the run began, in hours, times the instance's price.
