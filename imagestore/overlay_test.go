@@ -22,7 +22,7 @@ func TestManyLayers(t *testing.T) {
 		m.Layers = append(m.Layers, Tar(t, File("last", fmt.Sprint(i)), File(fmt.Sprintf("f%d", i), "")))
 	}
 	// Names that a kernel's option parser would trip over.
-	root := filepath.Join(t.TempDir(), `a:b,c\d `+strings.Repeat("long", 40))
+	root := filepath.Join(smallFS(t, "size=64m"), `a:b,c\d `+strings.Repeat("long", 40))
 	snap := unpack(t, openStore(t, root), m)
 	dir := mount(t, snap)
 	check := func(dir string) {

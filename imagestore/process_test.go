@@ -153,7 +153,7 @@ func processImage(t *testing.T) (m imagetest.Image, tarball string, want map[str
 	rnd := rand.New(rand.NewPCG(9, 9))
 	for l := range 3 {
 		var es []Entry
-		for i := range 150 {
+		for i := range 60 {
 			es = append(es, File(fmt.Sprintf("l%d/d%d/f%d", l, i%7, i), strings.Repeat(fmt.Sprint(i), rnd.IntN(20000))))
 		}
 		m.Layers = append(m.Layers, Tar(t, es...))
@@ -169,7 +169,7 @@ func processImage(t *testing.T) (m imagetest.Image, tarball string, want map[str
 // Four processes want an image; one unpacks it, all get it.
 func TestProcessesUnpackOnce(t *testing.T) {
 	m, tarball, want := processImage(t)
-	root := t.TempDir()
+	root := smallFS(t, "size=128m") // quicker than a disk
 	var ps []*process
 	for range 4 {
 		ps = append(ps, startUser(t, root, tarball, m.ID(), 0))
@@ -197,7 +197,7 @@ func TestProcessesUnpackOnce(t *testing.T) {
 // A process waits for another one; that one is killed; the first takes over.
 func TestTakeOverFromTheDead(t *testing.T) {
 	m, tarball, want := processImage(t)
-	root := t.TempDir()
+	root := smallFS(t, "size=128m") // quicker than a disk
 	p := startUser(t, root, tarball, m.ID(), 1<<20)
 	p.until("paused")
 	b, err := os.ReadFile(tarball)
@@ -221,7 +221,7 @@ func TestTakeOverFromTheDead(t *testing.T) {
 
 func TestWaitingCanBeCancelled(t *testing.T) {
 	m, tarball, _ := processImage(t)
-	root := t.TempDir()
+	root := smallFS(t, "size=128m") // quicker than a disk
 	p := startUser(t, root, tarball, m.ID(), 1<<20)
 	p.until("paused")
 	ctx, cancel := context.WithCancel(t.Context())
@@ -245,13 +245,13 @@ func TestKilledAtAnyMoment(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rounds := 16
+	rounds := 14
 	if testing.Short() {
 		rounds = 6
 	}
 	rnd := rand.New(rand.NewPCG(1, uint64(time.Now().UnixNano())))
 	for i := range rounds {
-		root := t.TempDir()
+		root := smallFS(t, "size=128m") // quicker than a disk
 		var p *process
 		if i%2 == 0 { // at a point of the reading
 			p = startUser(t, root, tarball, m.ID(), 1+rnd.Int64N(int64(len(b))))
@@ -300,7 +300,7 @@ func checkTidy(t *testing.T, root string) {
 // A layer that a living process uses is not removed.
 func TestInUse(t *testing.T) {
 	m, tarball, _ := processImage(t)
-	root := t.TempDir()
+	root := smallFS(t, "size=128m") // quicker than a disk
 	p := startUser(t, root, tarball, m.ID(), 0)
 	p.until("unpacked")
 	s := openStore(t, root)

@@ -316,7 +316,7 @@ func TestDiskFull(t *testing.T) {
 		root := smallFS(t, "size=4m")
 		s := openStore(t, root)
 		b := imagetest.Pack("gzip", Tar(t, imagetest.Docker25(big)...))
-		_, err := s.Unpack(t.Context(), Key{ID: big.ID()}, opener(b, archive.Options{Scratch: s.Scratch()}), nil)
+		_, err := s.Unpack(t.Context(), Key{ID: big.ID()}, opener(b, archive.Options{WantID: big.ID(), Scratch: s.Scratch()}), nil)
 		if !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "no space left on device") {
 			t.Errorf("error %v", err)
 		}
@@ -329,7 +329,7 @@ func TestCancelledUnpack(t *testing.T) {
 	root := t.TempDir()
 	s := openStore(t, root)
 	ctx, cancel := context.WithCancel(t.Context())
-	_, err := s.Unpack(ctx, Key{ID: m.ID()}, opener(Tar(t, imagetest.DockerLegacy(m, false)...), archive.Options{}), func(p Progress) {
+	_, err := s.Unpack(ctx, Key{ID: m.ID()}, opener(Tar(t, imagetest.DockerLegacy(m, false)...), archive.Options{WantID: m.ID()}), func(p Progress) {
 		if p.Done > 1<<20 {
 			cancel()
 		}
@@ -347,7 +347,7 @@ func TestProgress(t *testing.T) {
 	s := openStore(t, t.TempDir())
 	unpack(t, s, a)
 	var seen []Progress
-	snap, err := s.Unpack(t.Context(), Key{ID: b.ID()}, opener(Tar(t, imagetest.DockerLegacy(b, false)...), archive.Options{}), func(p Progress) { seen = append(seen, p) })
+	snap, err := s.Unpack(t.Context(), Key{ID: b.ID()}, opener(Tar(t, imagetest.DockerLegacy(b, false)...), archive.Options{WantID: b.ID()}), func(p Progress) { seen = append(seen, p) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -462,4 +462,25 @@ func TestClaimsExclude(t *testing.T) {
 	if made.Load() < 8 {
 		t.Errorf("only %d claims", made.Load())
 	}
+}
+
+// An image is kept only under an id that it was shown to have.
+func TestKeyMustBeVerified(t *testing.T) {
+	m := imagetest.Image{Layers: [][]byte{Tar(t, File("a", "1"))}}
+	b := Tar(t, imagetest.DockerLegacy(m, false)...)
+	other := Key{ID: "sha256:" + strings.Repeat("0", 64)}
+	s := openStore(t, t.TempDir())
+	for _, o := range []archive.Options{{}, {WantID: m.ID()}} {
+		if _, err := s.Unpack(t.Context(), other, opener(b, o), nil); !errors.Is(err, ErrWrongID) {
+			t.Errorf("error %v", err)
+		}
+	}
+	if _, err := s.Lookup(other); !errors.Is(err, ErrNotFound) {
+		t.Errorf("error %v", err)
+	}
+	snap, err := s.Unpack(t.Context(), Key{Source: "pdh/img.tar"}, opener(b, archive.Options{}), nil)
+	if err != nil || snap.ID.String() != m.ID() {
+		t.Fatalf("%v", err)
+	}
+	snap.Close()
 }

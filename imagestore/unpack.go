@@ -26,8 +26,8 @@ type Progress struct {
 }
 
 // Unpack gives the image of key, from the store if it is there. Otherwise open
-// is called for the tarball, which Unpack closes, and the missing layers are
-// unpacked. If another process is unpacking the same image, Unpack waits for it,
+// is called for the tarball, which it must open with key.ID as the wanted id and
+// which Unpack closes, and the missing layers are unpacked. If another process is unpacking the same image, Unpack waits for it,
 // and takes over if that one dies.
 //
 // progress may be nil; its calls come from several goroutines, one at a time.
@@ -68,6 +68,10 @@ func (s *Store) make(ctx context.Context, c *claim, key Key, name string, open f
 		return nil, s.explain(err)
 	}
 	defer func() { err = errors.Join(err, img.Close()) }()
+	if img.WantedID != key.ID {
+		// The next one to ask for key would get this image unseen.
+		return nil, fmt.Errorf("%w: the tarball was opened for the id %q and is to be kept as %q", ErrWrongID, img.WantedID, key.ID)
+	}
 
 	layers := distinct(img.Layers)
 	if err := s.roomFor(layers, p); err != nil {

@@ -66,6 +66,9 @@ type Options struct {
 type Image struct {
 	// ID is the digest of RawConfig: what docker calls the image id.
 	ID digest.Digest
+	// WantedID is the id of Options.WantID, which the image was shown to have:
+	// ID itself, or that of a manifest or index that leads to it.
+	WantedID string
 	// Names are the tags that the tarball gives the image, as they stand there.
 	Names []string
 	// RawConfig is the configuration document, byte for byte.
@@ -134,5 +137,10 @@ func openPlain(ctx context.Context, r io.ReaderAt, size int64, o Options) (*Imag
 	if err != nil {
 		return nil, err
 	}
-	return x.image(c)
+	img, err := x.image(c)
+	if err != nil {
+		return nil, err
+	}
+	img.WantedID = o.WantID
+	return img, nil
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -377,6 +378,37 @@ func TestBadTarballs(t *testing.T) {
 				t.Errorf("error %v\nwant  %v: %s", err, tt.want, tt.text)
 			}
 		})
+	}
+}
+
+// GNU tar may have stored a layer with holes, if told to.
+func TestSparseMember(t *testing.T) {
+	m := imagetest.Image{Layers: [][]byte{Tar(t, File("zeros", strings.Repeat("\x00", 1<<20)))}}
+	dir := t.TempDir()
+	for _, e := range imagetest.OCI(m) {
+		p := dir + "/" + e.Header.Name
+		if err := os.MkdirAll(p[:strings.LastIndexByte(p, '/')], 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasPrefix(e.Header.Name, "blobs/sha256/") || e.Body != nil {
+			if err := os.WriteFile(p, e.Body, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if len(e.Body) > 1<<20 { // make the hole
+				if out, err := exec.Command("fallocate", "--dig-holes", p).CombinedOutput(); err != nil {
+					t.Fatalf("%v: %s", err, out)
+				}
+			}
+		}
+	}
+	for _, format := range []string{"gnu", "posix"} {
+		b, err := exec.Command("tar", "-C", dir, "--sparse", "--format="+format, "-cf", "-", ".").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := open(t, b, archive.Options{}); !errors.Is(err, archive.ErrUnsupported) || !strings.Contains(err.Error(), "without --sparse") {
+			t.Errorf("%s: %v", format, err)
+		}
 	}
 }
 
