@@ -111,7 +111,7 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	runDir, err := rundir.Create(w.mkdir("run"), testUUID, nil)
+	runDir, err := rundir.Create(t.Context(), w.mkdir("run"), testUUID, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -34,7 +34,7 @@ func runLocal(args []string, stdout, stderr io.Writer) int {
 	return local.Main(ctx, args, local.Env{
 		Stdout: stdout, Stderr: stderr, Began: began, Stop: stop,
 		StateDir: site.LocalDir, TempDir: environment.TempDir,
-		NewScratch: func() (string, func() error, error) { return wire.NewScratch(site, environment.TempDir) },
+		NewScratch: func() (string, func() error, error) { return wire.NewScratch(stop, site, environment.TempDir) },
 		Connect: func(c *localcluster.Cluster, token string) (*transfer.Session, error) {
 			return connect(ctx, clusterConfig(c, token))
 		},

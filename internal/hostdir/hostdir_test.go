@@ -1,10 +1,12 @@
 package hostdir
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -199,7 +201,7 @@ func TestRemoveAll(t *testing.T) {
 		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &few); err != nil {
 			t.Fatal(err)
 		}
-		err = RemoveAll(in)
+		err = RemoveAll(t.Context(), in)
 		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 			t.Fatal(err)
 		}
@@ -212,10 +214,67 @@ func TestRemoveAll(t *testing.T) {
 		if _, err := os.Lstat(filepath.Join(outside, "secret")); err != nil {
 			t.Errorf("removed through a link: %v", err)
 		}
-		if err := RemoveAll(in); err != nil {
+		if err := RemoveAll(t.Context(), in); err != nil {
 			t.Errorf("nothing there: %v", err)
 		}
 	})
+}
+
+// deepTree nests directories deeper than RemoveAll follows, with n files at the
+// bottom.
+func deepTree(t *testing.T, dir string, n int) {
+	t.Helper()
+	bottom := filepath.Join(dir, strings.Repeat("d/", 2*deepest+2))
+	if err := os.MkdirAll(bottom, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for i := range n {
+		write(t, filepath.Join(bottom, strconv.Itoa(i)), "")
+	}
+}
+
+// countdown is done when it has been asked n times.
+type countdown struct {
+	context.Context
+	n int
+}
+
+func (c *countdown) Err() error {
+	if c.n--; c.n > 0 {
+		return nil
+	}
+	return context.Canceled
+}
+
+// Wherever it is stopped, RemoveAll says so, and calls that are stopped again
+// and again get to the end.
+func TestRemoveAllIsStoppedAndGoesOn(t *testing.T) {
+	done, cancel := context.WithCancelCause(t.Context())
+	enough := errors.New("enough")
+	cancel(enough)
+	_, in, _ := world(t)
+	if err := RemoveAll(done, in); !errors.Is(err, enough) || strings.Count(err.Error(), "\n") != 0 {
+		t.Errorf("stopped before it began: %v", err)
+	}
+	if _, err := os.Lstat(filepath.Join(in, "sub", "f")); err != nil {
+		t.Errorf("removed although stopped: %v", err)
+	}
+	deepTree(t, in, 50)
+	for calls := 1; ; calls++ {
+		err := RemoveAll(&countdown{t.Context(), 3 * deepest}, in)
+		if err == nil {
+			if calls < 3 {
+				t.Errorf("done after %d calls", calls)
+			}
+			break
+		}
+		if _, lerr := os.Lstat(in); lerr != nil || calls > 100 {
+			t.Fatalf("call %d: %v, the directory: %v", calls, err, lerr)
+		}
+	}
+	if _, err := os.Lstat(in); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("still there: %v", err)
+	}
 }
 
 func TestRemoveAllStopsAtMounts(t *testing.T) {
@@ -232,7 +291,7 @@ func TestRemoveAllStopsAtMounts(t *testing.T) {
 		}
 		t.Cleanup(func() { unix.Unmount(mountpoint, unix.MNT_DETACH) })
 		write(t, filepath.Join(mountpoint, "precious"), "x")
-		err := RemoveAll(in)
+		err := RemoveAll(t.Context(), in)
 		if !errors.Is(err, ErrMounted) || !strings.Contains(err.Error(), mountpoint) || strings.Count(err.Error(), "\n") != 0 {
 			t.Errorf("error %v does not name %s once", err, mountpoint)
 		}
@@ -253,7 +312,7 @@ func TestRemoveAllStopsAtBindMountsOfTheSameFileSystem(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { unix.Unmount(mountpoint, unix.MNT_DETACH) })
-	if err := RemoveAll(in); !errors.Is(err, ErrMounted) {
+	if err := RemoveAll(t.Context(), in); !errors.Is(err, ErrMounted) {
 		t.Errorf("error %v", err)
 	}
 	if _, err := os.Lstat(filepath.Join(outside, "secret")); err != nil {

@@ -1,6 +1,7 @@
 package hostdir
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -19,7 +20,10 @@ var ErrMounted = errors.New("a file system is still mounted here")
 // system: with a stuck FUSE mount left inside, removing would otherwise delete
 // through the mount. Such a place is reported as ErrMounted; everything else is
 // removed all the same.
-func RemoveAll(name string) error {
+//
+// It stops soon after ctx is done, with its cause; what is left then is removed
+// by another call.
+func RemoveAll(ctx context.Context, name string) error {
 	d, err := Open(name)
 	if errors.Is(err, unix.ENOENT) {
 		return nil
@@ -28,8 +32,11 @@ func RemoveAll(name string) error {
 		return err
 	}
 	defer d.Close()
-	r := remover{root: d}
+	r := remover{ctx: ctx, root: d}
 	r.empty(d.fd, name, 0)
+	if ctx.Err() != nil {
+		r.fail(fmt.Errorf("remove %s: %w", name, context.Cause(ctx)))
+	}
 	if err := errors.Join(r.errs...); err != nil {
 		return err
 	}
@@ -40,6 +47,7 @@ func RemoveAll(name string) error {
 }
 
 type remover struct {
+	ctx   context.Context // of the one call that the remover is for
 	root  *Dir
 	moved int
 	errs  []error
@@ -51,9 +59,10 @@ type remover struct {
 const deepest = 100
 
 // empty removes everything in the directory dirfd and reports whether it could.
+// It gives up when the context is done, for the caller of all to report.
 func (r *remover) empty(dirfd int, name string, depth int) bool {
 	failed := make(map[string]bool)
-	for {
+	for r.ctx.Err() == nil {
 		names, err := r.list(dirfd)
 		if err != nil {
 			return r.fail(fmt.Errorf("read directory %s: %w", name, err))
@@ -62,6 +71,9 @@ func (r *remover) empty(dirfd int, name string, depth int) bool {
 		for _, base := range names {
 			if failed[base] {
 				continue
+			}
+			if r.ctx.Err() != nil {
+				return false
 			}
 			progress = true
 			if !r.remove(dirfd, base, name+"/"+base, depth) {
@@ -74,6 +86,7 @@ func (r *remover) empty(dirfd int, name string, depth int) bool {
 			return len(failed) == 0
 		}
 	}
+	return false
 }
 
 func (r *remover) remove(dirfd int, base, name string, depth int) bool {
@@ -89,9 +102,7 @@ func (r *remover) remove(dirfd int, base, name string, depth int) bool {
 		return true
 	}
 	if depth >= deepest {
-		r.moved++
-		to := ".moved-" + strconv.Itoa(os.Getpid()) + "-" + strconv.Itoa(r.moved)
-		if err := unix.Renameat(dirfd, base, r.root.fd, to); err != nil {
+		if err := r.moveUp(dirfd, base); err != nil {
 			return r.fail(fmt.Errorf("remove %s: move it up: %w", name, err))
 		}
 		return true
@@ -112,6 +123,19 @@ func (r *remover) remove(dirfd int, base, name string, depth int) bool {
 		return r.fail(fmt.Errorf("remove %s: %w", name, err))
 	}
 	return true
+}
+
+// moveUp moves a directory to the root, under a name that is free: a call that
+// was stopped has left some.
+func (r *remover) moveUp(dirfd int, base string) error {
+	for {
+		r.moved++
+		to := ".moved-" + strconv.Itoa(os.Getpid()) + "-" + strconv.Itoa(r.moved)
+		err := interrupted(func() error { return unix.Renameat(dirfd, base, r.root.fd, to) })
+		if err != unix.EEXIST && err != unix.ENOTEMPTY && err != unix.ENOTDIR {
+			return err
+		}
+	}
 }
 
 // list opens the directory anew, because dirfd may be for reference only

@@ -36,12 +36,13 @@ func Sweep(ctx context.Context, root string, rm Removers) (cleaned []string, err
 			continue
 		}
 		d, err := acquire(filepath.Join(root, e.Name()), false)
-		if errors.Is(err, ErrRunning) || errors.Is(err, os.ErrNotExist) {
+		if errors.Is(err, ErrRunning) || errors.Is(err, errCleaning) || errors.Is(err, os.ErrNotExist) {
 			// Alive, or being made or removed by somebody else right now.
 			continue
 		}
 		if err == nil {
-			err = d.Remove(rm)
+			err = d.destroy(ctx, rm)
+			_ = d.lock.Close()
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("clean up after the dead run %s: %w", e.Name(), err))
@@ -54,8 +55,8 @@ func Sweep(ctx context.Context, root string, rm Removers) (cleaned []string, err
 
 // clean makes a just locked directory as new: what a dead run left goes, the
 // lock file stays.
-func (d *Dir) clean(rm Removers) error {
-	if err := d.removeOwned(rm); err != nil {
+func (d *Dir) clean(ctx context.Context, rm Removers) error {
+	if err := d.removeOwned(ctx, rm); err != nil {
 		return err
 	}
 	entries, err := os.ReadDir(d.path)
@@ -66,11 +67,13 @@ func (d *Dir) clean(rm Removers) error {
 		if e.Name() == lockName {
 			continue
 		}
-		remove := os.Remove
+		name := filepath.Join(d.path, e.Name())
 		if e.IsDir() {
-			remove = hostdir.RemoveAll
+			err = hostdir.RemoveAll(ctx, name)
+		} else {
+			err = os.Remove(name)
 		}
-		if err := remove(filepath.Join(d.path, e.Name())); err != nil {
+		if err != nil {
 			return err
 		}
 	}
@@ -79,8 +82,8 @@ func (d *Dir) clean(rm Removers) error {
 
 // destroy removes what is owned, then the directory, the lock file last: as
 // long as it exists the directory is found and cleaned again.
-func (d *Dir) destroy(rm Removers) error {
-	if err := d.clean(rm); err != nil {
+func (d *Dir) destroy(ctx context.Context, rm Removers) error {
+	if err := d.clean(ctx, rm); err != nil {
 		return err
 	}
 	if err := os.Remove(filepath.Join(d.path, lockName)); err != nil {
@@ -96,7 +99,7 @@ func (d *Dir) destroy(rm Removers) error {
 // removeOwned removes the recorded things, latest first, all of them also when
 // some fail. A line cut short by the death of its writer names nothing that was
 // made; one of an unknown kind was written by a newer version, and stays.
-func (d *Dir) removeOwned(rm Removers) error {
+func (d *Dir) removeOwned(ctx context.Context, rm Removers) error {
 	data, err := os.ReadFile(filepath.Join(d.path, ownedName))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -123,7 +126,7 @@ func (d *Dir) removeOwned(rm Removers) error {
 			errs = append(errs, fmt.Errorf("cannot remove %s %s: this version does not know what that is", things[i].Kind, things[i].ID))
 			continue
 		}
-		if err := remove(things[i].ID); err != nil {
+		if err := remove(ctx, things[i].ID); err != nil {
 			errs = append(errs, fmt.Errorf("remove %s %s: %w", things[i].Kind, things[i].ID, err))
 		}
 	}

@@ -4,7 +4,7 @@
 //
 // Layout: ROOT/<container uuid>/ with
 //
-//	lock     held by flock(2); an inherited descriptor keeps it locked
+//	lock     locked, see lock.go; an inherited descriptor keeps it so
 //	owned    one JSON object per line, written before the thing exists
 //	bundle/  and whatever else the run keeps there
 //
@@ -14,6 +14,7 @@
 package rundir
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,8 +22,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-
-	"golang.org/x/sys/unix"
 )
 
 // ErrRunning says that a living process holds the directory.
@@ -42,7 +41,8 @@ type Thing struct {
 }
 
 // Removers removes things by kind. Removing what does not exist is no error.
-type Removers map[string]func(id string) error
+// They stop when ctx is done, and then fail; they are called again later.
+type Removers map[string]func(ctx context.Context, id string) error
 
 // Dir is a locked runtime directory.
 type Dir struct {
@@ -54,9 +54,10 @@ type Dir struct {
 }
 
 // Create makes and locks the runtime directory of the container called name
-// below root, cleaning up first after a dead run of the same container.
-// It returns ErrRunning, wrapped, if that run is alive.
-func Create(root, name string, rm Removers) (*Dir, error) {
+// below root, cleaning up first after a dead run of the same container, or
+// waiting for whoever is doing that, until ctx is done. It returns ErrRunning,
+// wrapped, if that run is alive.
+func Create(ctx context.Context, root, name string, rm Removers) (*Dir, error) {
 	if name == "" || name == "." || name == ".." || strings.ContainsRune(name, '/') {
 		return nil, fmt.Errorf("runtime directory: %q cannot be a directory name", name)
 	}
@@ -64,71 +65,15 @@ func Create(root, name string, rm Removers) (*Dir, error) {
 		return nil, fmt.Errorf("runtime directory: %w", err)
 	}
 	path := filepath.Join(root, name)
-	d, err := acquire(path, true)
+	d, err := acquireRun(ctx, path)
 	if err != nil {
 		return nil, fmt.Errorf("runtime directory %s: %w", path, err)
 	}
-	if err := d.clean(rm); err != nil {
+	if err := d.clean(ctx, rm); err != nil {
 		_ = d.lock.Close()
 		return nil, fmt.Errorf("clean up after the previous run in %s: %w", path, err)
 	}
 	return d, nil
-}
-
-// acquire locks path/lock, making both if create is set. It returns ErrRunning
-// if the lock is held, and os.ErrNotExist if there is no such directory.
-func acquire(path string, create bool) (*Dir, error) {
-	for {
-		flags := os.O_RDWR
-		if create {
-			if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-				return nil, err
-			}
-			flags |= os.O_CREATE
-		}
-		lock, err := os.OpenFile(filepath.Join(path, lockName), flags|unix.O_NOFOLLOW, 0o600)
-		if err != nil {
-			if create && errors.Is(err, os.ErrNotExist) {
-				continue // removed between mkdir and open
-			}
-			return nil, err
-		}
-		if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-			_ = lock.Close()
-			if err == unix.EWOULDBLOCK {
-				return nil, ErrRunning
-			}
-			return nil, fmt.Errorf("lock: %w", err)
-		}
-		same, err := stillNamed(lock, filepath.Join(path, lockName))
-		if err != nil {
-			_ = lock.Close()
-			return nil, err
-		}
-		if same {
-			return &Dir{path: path, lock: lock}, nil
-		}
-		_ = lock.Close()
-		if !create {
-			return nil, os.ErrNotExist
-		}
-	}
-}
-
-// stillNamed reports whether name still leads to the open file f.
-func stillNamed(f *os.File, name string) (bool, error) {
-	have, err := f.Stat()
-	if err != nil {
-		return false, err
-	}
-	named, err := os.Lstat(name)
-	if errors.Is(err, os.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	return os.SameFile(have, named), nil
 }
 
 // Path is the directory's path.
@@ -162,7 +107,8 @@ func (d *Dir) Own(t Thing) error {
 }
 
 // Remove ends the run: it removes what is still owned and the directory, and
-// releases the lock. On error the directory stays, for the next one to try.
+// releases the lock. On error the directory stays, for the next one to try. A
+// new run of the same container waits meanwhile; this one is over.
 func (d *Dir) Remove(rm Removers) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -171,5 +117,8 @@ func (d *Dir) Remove(rm Removers) error {
 		_ = d.owned.Close()
 		d.owned = nil
 	}
-	return d.destroy(rm)
+	if err := endRun(d.lock); err != nil {
+		return err
+	}
+	return d.destroy(context.Background(), rm)
 }

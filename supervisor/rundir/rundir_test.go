@@ -11,13 +11,14 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 const uuid = "zzzzz-dz642-000000000000000"
 
 // recorder removes nothing and remembers what it was asked to.
 func recorder(removed *[]string) Removers {
-	return Removers{"dir": func(id string) error {
+	return Removers{"dir": func(_ context.Context, id string) error {
 		*removed = append(*removed, id)
 		return os.RemoveAll(id)
 	}}
@@ -25,7 +26,7 @@ func recorder(removed *[]string) Removers {
 
 func mustCreate(t *testing.T, root string, rm Removers) *Dir {
 	t.Helper()
-	d, err := Create(root, uuid, rm)
+	d, err := Create(t.Context(), root, uuid, rm)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,10 +36,10 @@ func mustCreate(t *testing.T, root string, rm Removers) *Dir {
 func TestOneRunAtATime(t *testing.T) {
 	root := filepath.Join(t.TempDir(), "run")
 	d := mustCreate(t, root, nil)
-	if _, err := Create(root, uuid, nil); !errors.Is(err, ErrRunning) {
+	if _, err := Create(t.Context(), root, uuid, nil); !errors.Is(err, ErrRunning) {
 		t.Errorf("second run: %v, want ErrRunning", err)
 	}
-	if cleaned, err := Sweep(context.Background(), root, nil); err != nil || len(cleaned) != 0 {
+	if cleaned, err := Sweep(t.Context(), root, nil); err != nil || len(cleaned) != 0 {
 		t.Errorf("sweep touched a living run: %v %v", cleaned, err)
 	}
 	if err := d.Remove(nil); err != nil {
@@ -69,14 +70,14 @@ func TestChildHoldsTheLock(t *testing.T) {
 	if err := d.LockFile().Close(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Create(root, uuid, nil); !errors.Is(err, ErrRunning) {
+	if _, err := Create(t.Context(), root, uuid, nil); !errors.Is(err, ErrRunning) {
 		t.Errorf("child alive: %v, want ErrRunning", err)
 	}
 	_ = stdin.Close()
 	if err := child.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	if cleaned, err := Sweep(context.Background(), root, nil); err != nil || !reflect.DeepEqual(cleaned, []string{uuid}) {
+	if cleaned, err := Sweep(t.Context(), root, nil); err != nil || !reflect.DeepEqual(cleaned, []string{uuid}) {
 		t.Errorf("child dead: sweep %v %v", cleaned, err)
 	}
 }
@@ -92,11 +93,11 @@ func die(t *testing.T, d *Dir) {
 func TestDeadRunIsCleaned(t *testing.T) {
 	for name, clean := range map[string]func(root string, rm Removers) error{
 		"by a sweep": func(root string, rm Removers) error {
-			_, err := Sweep(context.Background(), root, rm)
+			_, err := Sweep(t.Context(), root, rm)
 			return err
 		},
 		"by the next run of the container": func(root string, rm Removers) error {
-			d, err := Create(root, uuid, rm)
+			d, err := Create(t.Context(), root, uuid, rm)
 			if err != nil {
 				return err
 			}
@@ -145,26 +146,110 @@ func TestFailedCleanUpIsTriedAgain(t *testing.T) {
 	}
 	die(t, d)
 	boom := errors.New("device busy")
-	_, err := Sweep(context.Background(), root, Removers{"dir": func(string) error { return boom }})
+	_, err := Sweep(t.Context(), root, Removers{"dir": func(context.Context, string) error { return boom }})
 	if !errors.Is(err, boom) || !strings.Contains(err.Error(), uuid) || !strings.Contains(err.Error(), "/x") {
 		t.Errorf("error %v names neither run nor thing", err)
 	}
 	ok := false
-	if _, err := Sweep(context.Background(), root, Removers{"dir": func(string) error { ok = true; return nil }}); err != nil || !ok {
+	if _, err := Sweep(t.Context(), root, Removers{"dir": func(context.Context, string) error { ok = true; return nil }}); err != nil || !ok {
 		t.Errorf("second sweep: %v, tried %v", err, ok)
 	}
 }
 
+// cleaner is a remover that tells when it is at work, and goes on when it is told.
+func cleaner() (rm Removers, begun, proceed chan struct{}) {
+	begun, proceed = make(chan struct{}), make(chan struct{})
+	return Removers{"dir": func(context.Context, string) error {
+		close(begun)
+		<-proceed
+		return nil
+	}}, begun, proceed
+}
+
+// A container's new run waits while somebody removes what is left of the one
+// before: a sweep, or the end of that run itself. Then it takes over.
+func TestNewRunWaitsForTheCleaner(t *testing.T) {
+	for name, clean := range map[string]func(d *Dir, rm Removers) error{
+		"a sweep": func(d *Dir, rm Removers) error {
+			die(t, d)
+			_, err := Sweep(t.Context(), filepath.Dir(d.Path()), rm)
+			return err
+		},
+		"the previous run": func(d *Dir, rm Removers) error { return d.Remove(rm) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			d := mustCreate(t, root, nil)
+			if err := d.Own(Thing{"dir", "/x"}); err != nil {
+				t.Fatal(err)
+			}
+			rm, begun, proceed := cleaner()
+			cleaned := make(chan error, 1)
+			go func() { cleaned <- clean(d, rm) }()
+			<-begun
+
+			if others, err := Sweep(t.Context(), root, rm); err != nil || len(others) != 0 {
+				t.Errorf("a second sweep cleaned %v, error %v", others, err)
+			}
+			stopped, cancel := context.WithCancelCause(t.Context())
+			stop := errors.New("SIGTERM")
+			cancel(stop)
+			if _, err := Create(stopped, root, uuid, nil); !errors.Is(err, stop) || errors.Is(err, ErrRunning) {
+				t.Errorf("stopped while waiting: %v", err)
+			}
+			created := make(chan error, 1)
+			go func() {
+				d, err := Create(t.Context(), root, uuid, nil)
+				if err == nil {
+					_, err = Create(t.Context(), root, uuid, nil)
+					if errors.Is(err, ErrRunning) {
+						err = d.Remove(nil)
+					}
+				}
+				created <- err
+			}()
+			select {
+			case err := <-created:
+				t.Errorf("the new run did not wait: %v", err)
+			case <-time.After(3 * cleaningPoll):
+			}
+			close(proceed)
+			if err := <-cleaned; err != nil {
+				t.Error(err)
+			}
+			if err := <-created; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // Sweepers and new runs of the same container at once: never two owners, never
-// an error but ErrRunning.
+// an error but ErrRunning, and that only because of a run.
 func TestConcurrent(t *testing.T) {
 	root := t.TempDir()
 	var owner sync.Mutex
+	for range 200 {
+		die(t, mustCreate(t, root, nil))
+		var sweepers sync.WaitGroup
+		for range 3 {
+			sweepers.Go(func() {
+				if _, err := Sweep(t.Context(), root, nil); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		d := mustCreate(t, root, nil)
+		sweepers.Wait()
+		if err := d.Remove(nil); err != nil {
+			t.Fatal(err)
+		}
+	}
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
 			for range 100 {
-				d, err := Create(root, uuid, nil)
+				d, err := Create(t.Context(), root, uuid, nil)
 				if errors.Is(err, ErrRunning) {
 					continue
 				}
@@ -185,7 +270,7 @@ func TestConcurrent(t *testing.T) {
 		})
 		wg.Go(func() {
 			for range 100 {
-				if _, err := Sweep(context.Background(), root, nil); err != nil {
+				if _, err := Sweep(t.Context(), root, nil); err != nil {
 					t.Error(err)
 				}
 			}
@@ -196,7 +281,7 @@ func TestConcurrent(t *testing.T) {
 
 func TestBadNames(t *testing.T) {
 	for _, name := range []string{"", ".", "..", "a/b", "/etc"} {
-		if d, err := Create(t.TempDir(), name, nil); err == nil {
+		if d, err := Create(t.Context(), t.TempDir(), name, nil); err == nil {
 			t.Errorf("%q accepted as %s", name, d.Path())
 		}
 	}

@@ -24,8 +24,8 @@ const cleanupTimeout = 10 * time.Second
 // removers remove what a dead run owned.
 var removers = rundir.Removers{
 	ownsDir: hostdir.RemoveAll,
-	ownsContainer: func(dir string) error {
-		ctx, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
+	ownsContainer: func(ctx context.Context, dir string) error {
+		ctx, cancel := context.WithTimeout(ctx, cleanupTimeout)
 		defer cancel()
 		rt := oci.Runtime{StateDir: filepath.Dir(dir)}
 		return rt.Cleanup(ctx, filepath.Base(dir))

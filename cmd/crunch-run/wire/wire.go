@@ -69,7 +69,9 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 	if err != nil {
 		return err
 	}
-	dir, err := rundir.Create(j.Site.RuntimeDir, j.UUID, removers)
+	early, cancel := endedBy(ctx, stop)
+	dir, err := rundir.Create(early, j.Site.RuntimeDir, j.UUID, removers)
+	cancel()
 	if err != nil {
 		return err
 	}
@@ -128,10 +130,16 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 // learnUnlessStopped is learn, which may retry for minutes, ended by a stop
 // request: nothing is known of the container yet, so nothing is said about it.
 func learnUnlessStopped(ctx, stop context.Context, api *arvados.Client, cfg arvados.Config) (*clusterFacts, error) {
-	early, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	defer context.AfterFunc(stop, func() { cancel(context.Cause(stop)) })()
+	early, cancel := endedBy(ctx, stop)
+	defer cancel()
 	return learn(early, api, cfg)
+}
+
+// endedBy returns a context that is done when either is, with its cause.
+func endedBy(ctx, stop context.Context) (context.Context, context.CancelFunc) {
+	both, cancel := context.WithCancelCause(ctx)
+	detach := context.AfterFunc(stop, func() { cancel(context.Cause(stop)) })
+	return both, func() { detach(); cancel(nil) }
 }
 
 // newLog makes the log collection. Its blocks and records belong to the
@@ -192,9 +200,9 @@ func makeScratch(name, tempDir string, dir *rundir.Dir) (string, error) {
 
 // NewScratch makes a scratch directory for a role that is no supervisor. If the
 // program is killed the next start on this node removes it.
-func NewScratch(site config.Site, tempDir string) (path string, remove func() error, err error) {
+func NewScratch(ctx context.Context, site config.Site, tempDir string) (path string, remove func() error, err error) {
 	name := fmt.Sprintf("local.%d", os.Getpid())
-	dir, err := rundir.Create(site.RuntimeDir, name, removers)
+	dir, err := rundir.Create(ctx, site.RuntimeDir, name, removers)
 	if err != nil {
 		return "", nil, err
 	}

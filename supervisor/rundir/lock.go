@@ -1,0 +1,143 @@
+package rundir
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The lock file has two bytes that are locked (fcntl(2), open file description
+// locks: they end with the last descriptor, and are inherited with it). Who
+// cleans up holds the first, a run holds both, taken at once; so it can be told
+// what a directory is busy with, without a moment at which it looks different.
+const (
+	ownByte = 0
+	runByte = 1
+)
+
+// errCleaning says that somebody is cleaning up after the previous run.
+var errCleaning = errors.New("another process is still removing what the previous run of this container left on this node")
+
+const (
+	// cleaningPoll is how often a new run looks whether the cleaning is over.
+	// There is no call that waits for a file lock and can be cancelled.
+	cleaningPoll = 20 * time.Millisecond
+	// cleaningTimeout is long enough for a million files on a slow disk; who
+	// needs longer is stuck.
+	cleaningTimeout = 5 * time.Minute
+)
+
+// acquireRun makes and locks the directory for a run, and waits for who cleans
+// up there. It returns ErrRunning if a run holds it.
+func acquireRun(ctx context.Context, path string) (*Dir, error) {
+	d, err := acquire(path, true)
+	if !errors.Is(err, errCleaning) {
+		return d, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, cleaningTimeout)
+	defer cancel()
+	tick := time.NewTicker(cleaningPoll)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: %w", errCleaning, context.Cause(ctx))
+		case <-tick.C:
+		}
+		if d, err = acquire(path, true); !errors.Is(err, errCleaning) {
+			return d, err
+		}
+	}
+}
+
+// acquire locks path/lock: for a run, which makes both, or for cleaning up. It
+// returns ErrRunning or errCleaning if somebody holds the lock, and
+// os.ErrNotExist if there is nothing to clean up after.
+func acquire(path string, run bool) (*Dir, error) {
+	flags, bytes := os.O_RDWR|unix.O_NOFOLLOW, int64(1)
+	if run {
+		flags, bytes = flags|os.O_CREATE, 2
+	}
+	for {
+		if run {
+			if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+				return nil, err
+			}
+		}
+		lock, err := os.OpenFile(filepath.Join(path, lockName), flags, 0o600)
+		if err != nil {
+			if run && errors.Is(err, os.ErrNotExist) {
+				continue // removed between mkdir and open
+			}
+			return nil, err
+		}
+		same, err := false, tryLock(lock, bytes)
+		if err == nil {
+			same, err = stillNamed(lock, filepath.Join(path, lockName))
+		}
+		if same && err == nil {
+			return &Dir{path: path, lock: lock}, nil
+		}
+		_ = lock.Close()
+		if err != nil {
+			return nil, err
+		}
+		if !run {
+			return nil, os.ErrNotExist
+		}
+	}
+}
+
+// tryLock locks the first n bytes of f.
+func tryLock(f *os.File, n int64) error {
+	err := fcntl(f, unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Start: ownByte, Len: n})
+	if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EACCES) {
+		return err
+	}
+	holder := unix.Flock_t{Type: unix.F_WRLCK, Start: runByte, Len: 1}
+	if err := fcntl(f, unix.F_OFD_GETLK, &holder); err != nil {
+		return err
+	}
+	if holder.Type == unix.F_UNLCK {
+		return errCleaning
+	}
+	return ErrRunning
+}
+
+// endRun makes of the lock of a run that of who cleans up after it.
+func endRun(f *os.File) error {
+	return fcntl(f, unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_UNLCK, Start: runByte, Len: 1})
+}
+
+func fcntl(f *os.File, cmd int, l *unix.Flock_t) error {
+	for {
+		err := unix.FcntlFlock(f.Fd(), cmd, l)
+		if err == nil {
+			return nil
+		}
+		if err != unix.EINTR {
+			return fmt.Errorf("lock %s: %w", f.Name(), err)
+		}
+	}
+}
+
+// stillNamed reports whether name still leads to the open file f.
+func stillNamed(f *os.File, name string) (bool, error) {
+	have, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	named, err := os.Lstat(name)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return os.SameFile(have, named), nil
+}
