@@ -35,12 +35,19 @@ func Sweep(ctx context.Context, root string, rm Removers) (cleaned []string, err
 		if !e.IsDir() {
 			continue
 		}
-		d, err := acquire(filepath.Join(root, e.Name()), false)
-		if errors.Is(err, ErrRunning) || errors.Is(err, errCleaning) || errors.Is(err, os.ErrNotExist) {
-			// Alive, or being made or removed by somebody else right now.
+		path := filepath.Join(root, e.Name())
+		d, err := acquire(path, false)
+		switch {
+		case errors.Is(err, ErrRunning), errors.Is(err, errCleaning):
 			continue
-		}
-		if err == nil {
+		case errors.Is(err, os.ErrNotExist):
+			// Its maker or remover was killed between two calls, or is about to
+			// make the second. Only an empty directory goes, and a new run whose
+			// directory vanishes makes it again.
+			if err = removeEmpty(path); err == nil {
+				continue
+			}
+		case err == nil:
 			err = d.destroy(ctx, rm)
 			_ = d.lock.Close()
 		}
@@ -89,11 +96,18 @@ func (d *Dir) destroy(ctx context.Context, rm Removers) error {
 	if err := os.Remove(filepath.Join(d.path, lockName)); err != nil {
 		return err
 	}
-	// Not empty means that the next run of the container has begun here.
-	if err := os.Remove(d.path); err != nil && !errors.Is(err, os.ErrNotExist) && !isNotEmpty(err) {
-		return err
+	return removeEmpty(d.path)
+}
+
+// removeEmpty removes a directory unless something is in it: then the next run
+// of the container has begun there.
+func removeEmpty(path string) error {
+	err := unix.Rmdir(path)
+	switch err {
+	case nil, unix.ENOENT, unix.ENOTEMPTY, unix.EEXIST:
+		return nil
 	}
-	return nil
+	return &os.PathError{Op: "rmdir", Path: path, Err: err}
 }
 
 // removeOwned removes the recorded things, latest first, all of them also when
@@ -131,8 +145,4 @@ func (d *Dir) removeOwned(ctx context.Context, rm Removers) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-func isNotEmpty(err error) bool {
-	return errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST)
 }

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"crunch-oci/internal/hostdir"
 )
 
 const uuid = "zzzzz-dz642-000000000000000"
@@ -135,6 +137,55 @@ func TestDeadRunIsCleaned(t *testing.T) {
 				t.Errorf("left behind: %v", left)
 			}
 		})
+	}
+}
+
+// Killed after it has made its directory, or has removed the lock file, a
+// supervisor leaves an empty directory.
+func TestEmptyDirectoryGoes(t *testing.T) {
+	root := t.TempDir()
+	for _, p := range []string{filepath.Join(root, "zzzzz-dz642-empty"), filepath.Join(root, "other", "x")} {
+		if err := os.MkdirAll(p, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if cleaned, err := Sweep(t.Context(), root, nil); err != nil || len(cleaned) != 0 {
+		t.Errorf("sweep: %v %v", cleaned, err)
+	}
+	left, err := os.ReadDir(root)
+	if err != nil || len(left) != 1 || left[0].Name() != "other" {
+		t.Errorf("left are %v (%v), want what no run has made", left, err)
+	}
+}
+
+// A sweep that is stopped leaves a run that the next sweep finds.
+func TestStoppedSweepGoesOn(t *testing.T) {
+	root, elsewhere := t.TempDir(), filepath.Join(t.TempDir(), "scratch")
+	rm := Removers{"dir": hostdir.RemoveAll}
+	d := mustCreate(t, root, nil)
+	if err := d.Own(Thing{"dir", elsewhere}); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []string{filepath.Join(elsewhere, "a", "b"), filepath.Join(d.Path(), "bundle", "rootfs")} {
+		if err := os.MkdirAll(p, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	die(t, d)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	stop := errors.New("SIGTERM")
+	stopping := Removers{"dir": func(ctx context.Context, id string) error { cancel(stop); return rm["dir"](ctx, id) }}
+	if cleaned, err := Sweep(ctx, root, stopping); !errors.Is(err, stop) || len(cleaned) != 0 {
+		t.Errorf("stopped sweep: %v %v", cleaned, err)
+	}
+	if cleaned, err := Sweep(t.Context(), root, rm); err != nil || len(cleaned) != 1 {
+		t.Errorf("next sweep: %v %v", cleaned, err)
+	}
+	if _, err := os.Lstat(elsewhere); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("scratch directory: %v", err)
+	}
+	if left, _ := os.ReadDir(root); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
 	}
 }
 
