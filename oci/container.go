@@ -51,7 +51,12 @@ func (c *Container) Warnings() []string { return c.warnings }
 
 // Start lets the container execute its command, and returns when it does. If
 // the command cannot be executed, the error is a *StartError.
-func (c *Container) Start() error {
+//
+// That can take for ever: execve(2) reads the file, which may lie on a file
+// system that does not answer, such as a FUSE mount. When ctx is done first, the
+// container is killed and the error is ctx's cause. A process that waits in the
+// kernel ends only when it is answered; Start does not wait for that, Kill does.
+func (c *Container) Start(ctx context.Context) error {
 	c.startMu.Lock()
 	defer c.startMu.Unlock()
 	if err := c.startErr.Load(); err != nil {
@@ -60,13 +65,26 @@ func (c *Container) Start() error {
 	if c.started {
 		return fmt.Errorf("start container %s: it has been started before", c.id)
 	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("start container %s: %w", c.id, context.Cause(ctx))
+	}
 	c.started = true
+	// The first process is the init of a PID namespace: with it all others die.
+	// The lifeline is closed as well, which ends the read below at once.
+	interrupt := context.AfterFunc(ctx, func() {
+		_ = c.Signal(syscall.SIGKILL) // it may have ended by itself
+		_ = c.lifeline.Close()
+	})
 	var report []byte
 	var readErr error
 	err := c.ctr.Release(func() { report, readErr = io.ReadAll(io.LimitReader(c.lifeline, 64<<10)) })
+	interrupted := !interrupt()
 	if text := strings.TrimSpace(string(report)); text != "" {
 		c.startErr.Store(&StartError{Command: c.command, Reason: text})
 		return c.startErr.Load()
+	}
+	if interrupted {
+		return fmt.Errorf("start container %s: %w", c.id, context.Cause(ctx))
 	}
 	if err == nil {
 		err = ignoreClosed(readErr)

@@ -160,7 +160,7 @@ func run(t testing.TB, req oci.Request, stdin io.Reader) (*box, oci.ExitStatus) 
 	t.Helper()
 	b, err := create(t, req, stdin)
 	must(t, err)
-	must(t, b.ctr.Start())
+	must(t, b.ctr.Start(t.Context()))
 	return b, b.wait()
 }
 

@@ -105,7 +105,7 @@ func TestLimitsAreSet(t *testing.T) {
 	if w := b.ctr.Warnings(); len(w) != 0 {
 		t.Errorf("warnings: %q", w)
 	}
-	must(t, b.ctr.Start())
+	must(t, b.ctr.Start(t.Context()))
 	b.wait()
 	if got := b.stdout.String(); !strings.HasPrefix(got, "0\nshm ") || !strings.HasSuffix(got, "size=1024k\n") {
 		t.Errorf("oom score and /dev/shm: %q", got)

@@ -91,7 +91,7 @@ func BenchmarkLife(b *testing.B) {
 		ctr, err := r.Create(ctx, id, bundle, oci.Stdio{})
 		must(b, err)
 		now := lap(&create, begin)
-		must(b, ctr.Start())
+		must(b, ctr.Start(b.Context()))
 		now = lap(&start, now)
 		if status, err := ctr.Wait(ctx); err != nil || status.Code != 0 {
 			b.Fatalf("exit %v, %v", status, err)

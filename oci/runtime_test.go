@@ -58,7 +58,7 @@ func TestNilStreamsAreNull(t *testing.T) {
 	ctr, err := r.Create(t.Context(), id, bundle, oci.Stdio{})
 	must(t, err)
 	defer func() { must(t, ctr.Delete(context.Background())) }()
-	must(t, ctr.Start())
+	must(t, ctr.Start(t.Context()))
 	if status, err := ctr.Wait(t.Context()); err != nil || status.Code != 0 {
 		t.Errorf("exit %v, %v", status, err)
 	}
@@ -71,7 +71,7 @@ func TestSignal(t *testing.T) {
 	req := newRequest(t, newID(), "trap 'echo got it; exit 9' TERM; echo ready; while :; do sleep 0.05; done")
 	b, err := create(t, req, nil)
 	must(t, err)
-	must(t, b.ctr.Start())
+	must(t, b.ctr.Start(t.Context()))
 	// Ignored until the shell has its handler; so it is sent until it works.
 	ended := make(chan oci.ExitStatus, 1)
 	go func() { ended <- b.wait() }()
@@ -98,7 +98,7 @@ func TestSignal(t *testing.T) {
 func TestWaitObeysContext(t *testing.T) {
 	b, err := create(t, newRequest(t, newID(), "sleep 600"), nil)
 	must(t, err)
-	must(t, b.ctr.Start())
+	must(t, b.ctr.Start(t.Context()))
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(errTest)
 	if _, err := b.ctr.Wait(ctx); !errors.Is(err, errTest) {
@@ -119,7 +119,7 @@ func TestCreateDoesNotStart(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(req.RootfsPath, "work/ran")); err == nil {
 		t.Error("the command ran")
 	}
-	if err := b.ctr.Start(); err == nil {
+	if err := b.ctr.Start(t.Context()); err == nil {
 		t.Error("a deleted container was started")
 	}
 }
@@ -127,8 +127,8 @@ func TestCreateDoesNotStart(t *testing.T) {
 func TestStartTwice(t *testing.T) {
 	b, err := create(t, newRequest(t, newID(), "true"), nil)
 	must(t, err)
-	must(t, b.ctr.Start())
-	if err := b.ctr.Start(); err == nil {
+	must(t, b.ctr.Start(t.Context()))
+	if err := b.ctr.Start(t.Context()); err == nil {
 		t.Error("started twice")
 	}
 }
@@ -184,7 +184,7 @@ func TestStartErrors(t *testing.T) {
 			}
 			b, err := create(t, req, nil)
 			must(t, err)
-			err = b.ctr.Start()
+			err = b.ctr.Start(t.Context())
 			var se *oci.StartError
 			if !errors.As(err, &se) {
 				t.Fatalf("Start: %v, want a StartError", err)
@@ -211,7 +211,7 @@ func TestKill(t *testing.T) {
 	req.Limits.PIDs = 100
 	b, err := create(t, req, nil)
 	must(t, err)
-	must(t, b.ctr.Start())
+	must(t, b.ctr.Start(t.Context()))
 	waitFor(t, "children", func() bool { pids, err := b.ctr.Cgroup().Procs(); return err == nil && len(pids) > 10 })
 	must(t, b.ctr.Kill(t.Context()))
 	if pids, err := b.ctr.Cgroup().Procs(); err != nil || len(pids) != 0 {
@@ -288,7 +288,7 @@ func TestSecondContainerOfTheSameID(t *testing.T) {
 		t.Errorf("second Create: %v", err)
 	}
 	// The first is as it was.
-	must(t, first.ctr.Start())
+	must(t, first.ctr.Start(t.Context()))
 	if pids, err := first.ctr.Cgroup().Procs(); err != nil || len(pids) == 0 {
 		t.Errorf("%v, %v", pids, err)
 	}
@@ -316,7 +316,7 @@ func TestParallel(t *testing.T) {
 	}
 	for i, b := range boxes {
 		wg.Go(func() {
-			if err := b.ctr.Start(); err != nil {
+			if err := b.ctr.Start(t.Context()); err != nil {
 				t.Error(err)
 				return
 			}
@@ -360,7 +360,7 @@ func liveOnce(ctx context.Context, req oci.Request, dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := ctr.Start(); err != nil {
+	if err := ctr.Start(ctx); err != nil {
 		return errors.Join(err, ctr.Delete(ctx))
 	}
 	status, err := ctr.Wait(ctx)
@@ -434,7 +434,7 @@ func TestOOMIsReported(t *testing.T) {
 	if n, err := b.ctr.Cgroup().OOMKills(); err != nil || n != 0 {
 		t.Errorf("before: %d, %v", n, err)
 	}
-	must(t, b.ctr.Start())
+	must(t, b.ctr.Start(t.Context()))
 	status := b.wait()
 	if n, err := b.ctr.Cgroup().OOMKills(); err != nil || n == 0 {
 		t.Errorf("%d OOM kills, %v; exit %v, stdout %q, stderr %q", n, err, status, b.stdout, b.stderr)
@@ -449,7 +449,7 @@ func TestForkBombIsContained(t *testing.T) {
 	req.Limits.PIDs = 50
 	b, err := create(t, req, nil)
 	must(t, err)
-	must(t, b.ctr.Start())
+	must(t, b.ctr.Start(t.Context()))
 	status := b.wait()
 	if !strings.Contains(b.stderr.String(), "fork") {
 		t.Errorf("nothing refused to fork: exit %v, stderr %q", status, b.stderr)

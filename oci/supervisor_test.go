@@ -53,7 +53,7 @@ func (s supervision) run() error {
 	}
 	fmt.Println("created")
 	if !s.CreateOnly {
-		if err := ctr.Start(); err != nil {
+		if err := ctr.Start(ctx); err != nil {
 			return err
 		}
 		fmt.Println("started")
@@ -214,7 +214,7 @@ func TestContainerOutlivesTheCallingThread(t *testing.T) {
 		runtime.LockOSThread() // ends with the goroutine
 		b, err := create(t, req, stdin)
 		if err == nil {
-			err = b.ctr.Start()
+			err = b.ctr.Start(t.Context())
 		}
 		if err != nil {
 			t.Error(err)

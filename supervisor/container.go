@@ -32,6 +32,9 @@ type container struct {
 	stats   *reporter
 	// stopReason is why it was stopped, "" if it was not.
 	stopReason string
+	// mustEnd is done when the container has to be stopped; its cause says why.
+	// It is there from the container's start on.
+	mustEnd context.Context
 }
 
 // createContainer opens the streams, writes the bundle, and makes the
@@ -129,13 +132,19 @@ func (r *run) environment() map[string]string {
 	return env
 }
 
-// startContainer lets the user's program begin.
+// startContainer lets the user's program begin. That takes for ever if it lies
+// on a mount whose server does not answer, and ends as the program would.
 func (r *run) startContainer(ctx context.Context) error {
 	if r.stop.Err() != nil {
 		return r.stopContainer(ctx, context.Cause(r.stop).Error())
 	}
 	r.Log.Printf("Starting container")
-	if err := r.container.process.Start(); err != nil {
+	r.watchReasons(ctx)
+	err := r.container.process.Start(r.container.mustEnd)
+	if cause := context.Cause(r.container.mustEnd); cause != nil && errors.Is(err, cause) {
+		return r.stopFor(ctx, cause, nil)
+	}
+	if err != nil {
 		return fmt.Errorf("could not start container: %w%s", err, advice(err))
 	}
 	if r.Observer != nil {
@@ -153,24 +162,12 @@ func (r *run) waitForContainer(ctx context.Context) error {
 	r.Log.Printf("Waiting for container to finish")
 	end, giveUp := r.watchContainer(ctx)
 	defer giveUp()
-	var err error
 	select {
 	case <-end.seen:
-	case <-r.stop.Done():
-		err = r.stopGently(ctx, context.Cause(r.stop).Error(), r.Limits.StopGrace, end)
-	case <-r.timeLimit():
-		// Whoever stops the run now does not want to wait either.
-		hurry, cancel := mergeDone(ctx, r.stop)
-		err = r.stopGently(hurry, "maximum run time exceeded. Stopping container.", maxRunTimeGrace, end)
-		cancel()
-	case <-r.mountExited():
-		r.noteMountEnd()
-		err = r.stopContainer(ctx, "arv-mount exited while container is still running. Stopping container.")
-	case <-ctx.Done():
-		err = r.stopContainer(ctx, context.Cause(ctx).Error())
-	}
-	if err != nil {
-		return err
+	case <-r.container.mustEnd.Done():
+		if err := r.stopFor(ctx, context.Cause(r.container.mustEnd), end); err != nil {
+			return err
+		}
 	}
 	<-end.seen // killing it brought it about
 	if end.err != nil {
@@ -179,6 +176,60 @@ func (r *run) waitForContainer(ctx context.Context) error {
 	r.exitCode = &end.status.Code
 	r.reportEnd(end.status)
 	return nil
+}
+
+// reason is why a container is stopped, if that is not the cause of a context;
+// the words are those of the log.
+type reason string
+
+const (
+	timeOver  reason = "maximum run time exceeded. Stopping container."
+	mountLost reason = "arv-mount exited while container is still running. Stopping container."
+)
+
+func (r reason) Error() string { return string(r) }
+
+// watchReasons makes container.mustEnd. From here on the maximum run time counts.
+func (r *run) watchReasons(ctx context.Context) {
+	mustEnd, cancel := context.WithCancelCause(ctx)
+	r.container.mustEnd = mustEnd
+	limit, exited := r.timeLimit(), r.mountExited()
+	watching := make(chan struct{})
+	go func() {
+		defer close(watching)
+		select {
+		case <-r.stop.Done():
+			cancel(context.Cause(r.stop))
+		case <-limit:
+			cancel(timeOver)
+		case <-exited:
+			cancel(mountLost)
+		case <-mustEnd.Done():
+		}
+	}()
+	r.undo.Add("stop watching", func(context.Context) error {
+		cancel(nil)
+		<-watching
+		return nil
+	})
+}
+
+// stopFor stops the container because of cause, that of mustEnd. end is
+// nil if its program has not begun: there is nobody to hear TERM.
+func (r *run) stopFor(ctx context.Context, cause error, end *ending) error {
+	switch {
+	case errors.Is(cause, mountLost):
+		r.noteMountEnd()
+		return r.stopContainer(ctx, cause.Error())
+	case end == nil, ctx.Err() != nil:
+		return r.stopContainer(ctx, cause.Error())
+	case errors.Is(cause, timeOver):
+		// Whoever stops the run now does not want to wait either.
+		hurry, cancel := mergeDone(ctx, r.stop)
+		defer cancel()
+		return r.stopGently(hurry, cause.Error(), maxRunTimeGrace, end)
+	}
+	return r.stopGently(ctx, cause.Error(), r.Limits.StopGrace, end)
 }
 
 // ending is how the container ended, once seen is closed.

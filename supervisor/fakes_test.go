@@ -210,7 +210,9 @@ type fakeRuntime struct {
 	// clingy processes do not end by Kill before the FUSE server does, as one
 	// that waits for it in the kernel.
 	clingy bool
-	oom    bool
+	// starting, if not nil, is called by a Start that then waits for ever.
+	starting func()
+	oom      bool
 	// waitErr is what Wait says instead of an exit status.
 	waitErr error
 	// signalErr is what Signal says.
@@ -305,10 +307,16 @@ func (p *fakeProcess) alive() bool {
 	}
 }
 
-func (p *fakeProcess) Start() error {
-	if err := p.rt.w.op(context.Background(), "start container"); err != nil {
+func (p *fakeProcess) Start(ctx context.Context) error {
+	// The trouble of the tests comes after the program has begun.
+	if err := p.rt.w.op(context.WithoutCancel(ctx), "start container"); err != nil {
 		p.end(oci.ExitStatus{Code: 1})
 		return err
+	}
+	if p.rt.starting != nil {
+		p.rt.starting()
+		<-ctx.Done()
+		return fmt.Errorf("start container: %w", context.Cause(ctx))
 	}
 	p.started = true
 	go func() {

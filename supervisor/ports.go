@@ -126,7 +126,9 @@ type Runtime interface {
 
 // Process is a created container.
 type Process interface {
-	Start() error
+	// Start returns when the user's program has begun. When ctx is done before,
+	// the container is killed, and the error is ctx's cause.
+	Start(ctx context.Context) error
 	Wait(ctx context.Context) (oci.ExitStatus, error)
 	Signal(sig syscall.Signal) error
 	// Kill ends every process of the container; none is alive when it returns
