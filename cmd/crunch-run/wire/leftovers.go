@@ -3,6 +3,7 @@ package wire
 import (
 	"context"
 	"fmt"
+	"io"
 	"path/filepath"
 	"time"
 
@@ -17,8 +18,7 @@ const (
 	ownsContainer = "container" // a container, by its state directory
 )
 
-// cleanupTimeout bounds the killing of what a dead run left alive, and the
-// cleaning up after all dead runs at the start of another.
+// cleanupTimeout bounds the killing of what a dead run left alive.
 const cleanupTimeout = 10 * time.Second
 
 // removers remove what a dead run owned.
@@ -32,17 +32,46 @@ var removers = rundir.Removers{
 	},
 }
 
-// sweep cleans up after supervisors that died. Schedulers other than the cloud
-// dispatcher never ask for it, so every start does. What cannot be removed now
-// is said, and left for the next.
-func sweep(ctx context.Context, j Job) {
-	ctx, cancel := context.WithTimeout(ctx, cleanupTimeout)
-	defer cancel()
-	cleaned, err := rundir.Sweep(ctx, j.Site.RuntimeDir, removers)
-	for _, name := range cleaned {
-		fmt.Fprintf(j.Stderr, "%s: cleaned up after the dead supervisor of %s\n", j.UUID, name)
+// sweep cleans up after supervisors that died, beside the run: a start must not
+// wait for somebody else's million files. Schedulers other than the cloud
+// dispatcher never ask for it, so every run does.
+type sweep struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+// sweepLinger is what the end of a run gives to a sweep that is still at it:
+// also on a node with short runs only, everything is removed in the end.
+const sweepLinger = 2 * time.Second
+
+// startSweep sweeps the runtime directory root. What has been removed, and what
+// could not be and is left for the next, is said on stderr; it is not for the
+// log of the container.
+func startSweep(ctx context.Context, root string, rm rundir.Removers, stderr io.Writer, uuid string) *sweep {
+	ctx, cancel := context.WithCancel(ctx)
+	s := &sweep{cancel: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(s.done)
+		cleaned, err := rundir.Sweep(ctx, root, rm)
+		for _, name := range cleaned {
+			fmt.Fprintf(stderr, "%s: cleaned up after the dead supervisor of %s\n", uuid, name)
+		}
+		if err != nil && ctx.Err() == nil {
+			fmt.Fprintf(stderr, "%s: %v\n", uuid, err)
+		}
+	}()
+	return s
+}
+
+// end waits for the sweep, and stops it if it takes long or ctx is done.
+func (s *sweep) end(ctx context.Context) {
+	t := time.NewTimer(sweepLinger)
+	defer t.Stop()
+	select {
+	case <-s.done:
+	case <-t.C:
+	case <-ctx.Done():
 	}
-	if err != nil {
-		fmt.Fprintf(j.Stderr, "%s: %v\n", j.UUID, err)
-	}
+	s.cancel()
+	<-s.done
 }

@@ -42,9 +42,6 @@ type Job struct {
 // Run puts a supervisor together, runs the job, and takes everything apart
 // again. See supervisor.Supervisor.Run for ctx and stop.
 func Run(ctx, stop context.Context, j Job) (err error) {
-	// Whoever died here before us has left things; nobody else cleans them up.
-	sweep(ctx, j)
-
 	var cleanup undo.Stack
 	defer func() {
 		if undone := cleanup.Run(ctx); undone != nil {
@@ -76,6 +73,8 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 		return err
 	}
 	cleanup.Add("remove runtime directory", func(context.Context) error { return dir.Remove(removers) })
+	others := startSweep(ctx, j.Site.RuntimeDir, removers, log.Stderr(), j.UUID)
+	cleanup.Add("clean up after dead supervisors", func(context.Context) error { others.end(ctx); return nil })
 	scratch, err := makeScratch(j.UUID, j.Env.TempDir, dir)
 	if err != nil {
 		return err
