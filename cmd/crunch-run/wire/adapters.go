@@ -8,6 +8,7 @@ import (
 
 	"crunch-oci/arvados"
 	"crunch-oci/cgroups"
+	"crunch-oci/keep/mount"
 	"crunch-oci/oci"
 	"crunch-oci/supervisor"
 	"crunch-oci/supervisor/config"
@@ -33,15 +34,16 @@ func (m mounter) Version() string {
 
 // Start implements supervisor.Mounter.
 func (m mounter) Start(ctx context.Context, args []string, token string, stdout, stderr io.Writer, inherit ...*os.File) (supervisor.Mount, error) {
-	command := m.site.KeepMount
+	command, readyVar := m.site.KeepMount, ""
 	if len(command) == 0 {
-		command = []string{"/proc/self/exe", "keep-mount"}
+		command, readyVar = []string{"/proc/self/exe", "keep-mount"}, mount.ReadyFD
 	}
 	env := clusterEnv(m.cluster)
 	env["ARVADOS_API_TOKEN"] = token
 	s, err := keepmount.Start(ctx, keepmount.Config{
 		Program: command[0], Args: append(command[1:len(command):len(command)], args...),
 		Env:        mergeEnv(os.Environ(), env),
+		ReadyVar:   readyVar,
 		Mountpoint: args[len(args)-1], // the command line ends with it
 		Stdout:     stdout, Stderr: stderr, Inherit: inherit,
 	})
