@@ -16,6 +16,9 @@ import (
 // processes than this process may open files.
 const killBatch = 256
 
+// pidfdOpen is pidfd_open(2); tests take it away.
+var pidfdOpen = unix.PidfdOpen
+
 // Kill sends SIGKILL to every process in the group and in groups below it and
 // returns when none is left. While one lives it does not return nil: when ctx
 // ends first, the error says how many are left.
@@ -78,6 +81,8 @@ func (c *Cgroup) killFrozen(ctx context.Context) error {
 // killPids kills those of the processes that are still in the group. A number
 // read from cgroup.procs may have been given to another process since; so a
 // handle is taken first, and then looked whether the number is still listed.
+// Before Linux 5.3, or where a system call filter forbids handles, it goes by
+// numbers.
 func (c *Cgroup) killPids(pids []int) error {
 	fds := make(map[int]int, len(pids))
 	defer func() {
@@ -86,9 +91,12 @@ func (c *Cgroup) killPids(pids []int) error {
 		}
 	}()
 	for _, pid := range pids {
-		fd, err := unix.PidfdOpen(pid, 0)
+		fd, err := pidfdOpen(pid, 0)
 		if errors.Is(err, unix.ESRCH) {
 			continue
+		}
+		if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
+			return c.killNumbers(pids)
 		}
 		if err != nil {
 			return os.NewSyscallError(fmt.Sprintf("pidfd_open %d", pid), err)
@@ -107,6 +115,24 @@ func (c *Cgroup) killPids(pids []int) error {
 		err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
 		if err != nil && !errors.Is(err, unix.ESRCH) {
 			return os.NewSyscallError(fmt.Sprintf("pidfd_send_signal %d", pid), err)
+		}
+	}
+	return nil
+}
+
+// killNumbers kills those of the processes that are still in the group. The time
+// between looking and killing is short, and in a frozen group nobody ends in it.
+func (c *Cgroup) killNumbers(pids []int) error {
+	listed, err := c.Procs()
+	if err != nil {
+		return err
+	}
+	for _, pid := range listed {
+		if !slices.Contains(pids, pid) {
+			continue
+		}
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			return os.NewSyscallError(fmt.Sprintf("kill %d", pid), err)
 		}
 	}
 	return nil

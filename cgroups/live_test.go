@@ -14,6 +14,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // ownDirs returns the directories of a group called name below this process's
@@ -123,13 +125,28 @@ func TestKillForkingGroup(t *testing.T) {
 	delete(v1, "")
 	plain := maps.Clone(v1)
 	delete(plain, "freezer")
+	frozen := v1
+	if len(v1) == 0 {
+		frozen = all // what cgroup.kill leaves for it to do
+	}
 	for _, tc := range []struct {
-		name string
-		dirs map[string]string
-	}{{"all hierarchies", all}, {"v1 only", v1}, {"without freezer", plain}} {
+		name  string
+		dirs  map[string]string
+		pidfd error // what the kernel says to it
+	}{
+		{"all hierarchies", all, nil},
+		{"v1 only", v1, nil},
+		{"without freezer", plain, nil},
+		{"before Linux 5.3", frozen, unix.ENOSYS},
+		{"pidfd_open is forbidden", frozen, unix.EPERM},
+	} {
 		t.Run(tc.name, func(t *testing.T) {
 			if len(tc.dirs) == 0 {
 				t.Skip("no v1 hierarchy is mounted")
+			}
+			if tc.pidfd != nil {
+				pidfdOpen = func(int, int) (int, error) { return -1, tc.pidfd }
+				t.Cleanup(func() { pidfdOpen = unix.PidfdOpen })
 			}
 			c := newLive(t, tc.dirs)
 			if dir := c.Dirs["pids"]; dir != "" {
