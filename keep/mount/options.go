@@ -21,7 +21,8 @@ type Options struct {
 	ReadWrite  bool
 	AllowOther bool
 
-	// StorageClasses is for new data. It is accepted and not used.
+	// StorageClasses is for new data; none means the cluster's default ones. It
+	// is accepted and not used.
 	StorageClasses []string
 
 	// Cache says where fetched blocks are to be kept, CacheDir where on disk
@@ -151,9 +152,6 @@ var values = map[string]func(*Options, string) error{
 			if c = strings.TrimSpace(c); c != "" {
 				o.StorageClasses = append(o.StorageClasses, c)
 			}
-		}
-		if len(o.StorageClasses) == 0 {
-			return errors.New("no storage class named")
 		}
 		return nil
 	},

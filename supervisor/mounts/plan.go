@@ -221,11 +221,12 @@ func below(name, dir string) (string, bool) {
 
 // keepMountArgs is the command line of arv-mount (section 8), order included.
 func (p *planner) keepMountArgs() []string {
-	args := []string{
-		"--foreground", "--read-write",
-		"--storage-classes", strings.Join(p.OutputStorageClasses, ","),
-		"--crunchstat-interval=" + strconv.FormatInt(int64(p.StatsInterval/time.Second), 10),
+	args := []string{"--foreground", "--read-write"}
+	// Never an empty value (keep.md, section 12).
+	if classes := strings.Join(p.OutputStorageClasses, ","); classes != "" {
+		args = append(args, "--storage-classes", classes)
 	}
+	args = append(args, "--crunchstat-interval="+strconv.FormatInt(int64(p.StatsInterval/time.Second), 10))
 	if p.AllowOther {
 		args = append(args, "--allow-other")
 	}

@@ -65,6 +65,9 @@ var changed = map[string]struct {
 	why  string
 	edit func(*expectation)
 }{
+	"no output storage classes": {"keep.md section 12: never pass an empty --storage-classes", func(e *expectation) {
+		e.ArvMountArgs = slices.Concat(e.ArvMountArgs[:3], e.ArvMountArgs[5:])
+	}},
 	"input by PDH with path /": {"sources are clean paths; by_id/<pdh>/ is the same directory", func(e *expectation) {
 		e.Binds[0].Source = strings.TrimSuffix(e.Binds[0].Source, "/")
 	}},
