@@ -114,17 +114,42 @@ func (r Reader) Process(pid int) (*Source, error) {
 
 // Cgroup returns the Source of c, which must exist. Only its own files are
 // read, except that the number of CPUs may come from a parent's cpuset.
+//
+// Of a group of our own more is known than of any: that it has had no traffic
+// yet, if io.stat is empty, and that the v2 group beside v1 controllers is for
+// the same processes, whose CPU time it has in microseconds instead of ticks.
 func (r Reader) Cgroup(c *Cgroup) *Source {
 	dirs := make(map[string]string, len(c.Dirs))
 	for controller, dir := range c.Dirs {
 		dirs[controller] = strings.TrimPrefix(dir, "/")
 	}
-	return r.source(dirs, func(dir, _ string, role statFile) []string {
+	s := r.source(dirs, func(dir, _ string, role statFile) []string {
 		if role == fileCPUSet {
 			return upwards("", "/"+dir)
 		}
 		return []string{dir}
 	})
+	unified, ok := dirs[""]
+	if !ok {
+		return s
+	}
+	if _, v1 := dirs["blkio"]; !v1 {
+		if file := path.Join(unified, "io.stat"); s.files[fileIOStat] == "" && exists(r.FS, file) {
+			s.files[fileIOStat] = file
+		}
+	}
+	// Zero: the processes are in the v1 groups only.
+	file := path.Join(unified, "cpu.stat")
+	if b, err := fs.ReadFile(r.FS, file); err == nil && keyed(string(b), "usage_usec").N > 0 {
+		s.files[fileCPUStat] = file
+		delete(s.files, fileCPUAcct)
+	}
+	return s
+}
+
+func exists(fsys fs.FS, name string) bool {
+	_, err := fs.Stat(fsys, name)
+	return err == nil
 }
 
 // source finds the files. hierarchies maps a controller to a directory, of

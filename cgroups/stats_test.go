@@ -136,7 +136,8 @@ func TestReaderOfCgroup(t *testing.T) {
 		"cg/pids/a/pids.current":                   file("3\n"),
 		"cg/cpuset/cpuset.cpus":                    file("0-1\n"),
 		"cg/blkio/blkio.throttle.io_service_bytes": file("8:0 Read 9\n8:0 Write 9\n"),
-		"cg/unified/a/cpu.stat":                    file("user_usec 5\nsystem_usec 6\n"),
+		"cg/unified/a/cpu.stat":                    file("usage_usec 11\nuser_usec 5\nsystem_usec 6\n"),
+		"cg/idle/cpu.stat":                         file("usage_usec 0\nuser_usec 0\nsystem_usec 0\n"),
 		"cg/cpuacct/a/cpuacct.stat":                file("user 100\nsystem 50\n"),
 		"cg/nolimit/memory/memory.limit_in_bytes":  file("9223372036854771712\n"),
 		"cg/nolimit/memory/memory.stat":            file("total_rss 1\n"),
@@ -167,13 +168,18 @@ func TestReaderOfCgroup(t *testing.T) {
 		want Stats
 	}{
 		{
-			"hybrid: v1 controllers win, parents' numbers are not taken, except the cpuset",
+			"hybrid: v1 controllers win except for the CPU time, parents' numbers are not taken, except the cpuset",
 			map[string]string{"memory": "/cg/memory/a", "pids": "/cg/pids/a", "cpuset": "/cg/cpuset/a", "blkio": "/cg/blkio/a", "cpuacct": "/cg/cpuacct/a", "": "/cg/unified/a"},
 			Stats{
 				Memory: Memory{RSS: known(2), Cache: known(1), Limit: known(1000), Peak: known(900)},
-				CPU:    CPU{User: time.Second, System: time.Second / 2, Known: true, Count: 2},
+				CPU:    CPU{User: 5 * time.Microsecond, System: 6 * time.Microsecond, Known: true, Count: 2},
 				PIDs:   PIDs{Current: known(3)},
 			},
+		},
+		{
+			"hybrid, and nobody is in the v2 group",
+			map[string]string{"cpuset": "/cg/cpuset/a", "cpuacct": "/cg/cpuacct/a", "": "/cg/idle"},
+			Stats{CPU: CPU{User: time.Second, System: time.Second / 2, Known: true, Count: 2}},
 		},
 		{
 			"v1 without limit",
@@ -213,6 +219,22 @@ func TestReaderOfCgroup(t *testing.T) {
 				t.Errorf("got  %+v\nwant %+v", got, tc.want)
 			}
 		})
+	}
+}
+
+// io.stat is empty until the group's first traffic.
+func TestTrafficBeginsLater(t *testing.T) {
+	fsys := fstest.MapFS{"cg/a/io.stat": file(""), "cg/io.stat": file("8:0 rbytes=9 wbytes=9\n")}
+	s := Reader{FS: fsys}.Cgroup(&Cgroup{Dirs: map[string]string{"": "/cg/a"}})
+	if got := s.IO(); len(got) != 0 {
+		t.Errorf("%+v", got)
+	}
+	if got := s.Files(); !slices.Equal(got, []string{"/cg/a/io.stat"}) {
+		t.Errorf("files %v", got)
+	}
+	fsys["cg/a/io.stat"] = file("8:0 rbytes=1 wbytes=2\n")
+	if got := s.IO(); !slices.Equal(got, []DeviceIO{{"8:0", 1, 2}}) {
+		t.Errorf("%+v", got)
 	}
 }
 
