@@ -3,6 +3,7 @@
 package mountns
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -39,11 +40,55 @@ func Enter() error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("unshare mount namespace: %w (crunch-run needs root and CAP_SYS_ADMIN)", err)
 	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
-		return fmt.Errorf("make mounts slaves of the host's: %w", err)
+	if err := becomeSlave("/"); errors.Is(err, unix.EINVAL) {
+		if err := newRoot(); err != nil {
+			return fmt.Errorf(`the root directory must be a mount point, and cannot be made one: %w; run "mount --bind DIR DIR" before "chroot DIR"`, err)
+		}
+	} else if err != nil {
+		return err
 	}
 	// By this path a program file replaced meanwhile (an upgrade) does not
 	// change what runs.
 	err := unix.Exec("/proc/self/exe", os.Args, append(os.Environ(), marker+"="+pid))
 	return fmt.Errorf("execute %s again in its mount namespace: %w (is /proc mounted?)", os.Args[0], err)
+}
+
+func becomeSlave(root string) error {
+	if err := unix.Mount("", root, "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("make mounts slaves of the host's: %w", err)
+	}
+	return nil
+}
+
+// newRoot makes a mount point of the root directory, which in a plain chroot(2)
+// is none: nothing could change its propagation, and no container could be
+// started, since pivot_root(2) needs a root that is one.
+//
+// A bind mount of it onto itself would arrive at the host, if the mount the
+// root directory lies in is shared. So it is made on top of a directory of
+// /proc, in our copy of that mount, which is first made private. Nobody else
+// sees it, and the rest of /proc is hidden behind the new root anyway.
+func newRoot() error {
+	const proc, place = "/proc", "/proc/fs"
+	dir, err := os.Getwd()
+	if err != nil {
+		return fmt.Errorf("find the working directory: %w", err)
+	}
+	if err := unix.Mount("", proc, "", unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make %s private: %w (is it mounted?)", proc, err)
+	}
+	if err := unix.Mount("/", place, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("bind / to %s: %w", place, err)
+	}
+	if err := becomeSlave(place); err != nil {
+		return err
+	}
+	// The thread has its own root since unshare(2), and takes it along.
+	if err := unix.Chroot(place); err != nil {
+		return fmt.Errorf("change the root to %s: %w", place, err)
+	}
+	if err := unix.Chdir(dir); err != nil {
+		return fmt.Errorf("go back to %s in the new root: %w", dir, err)
+	}
+	return nil
 }
