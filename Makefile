@@ -75,6 +75,11 @@ test: ## static checks, the release build, and every test, as root, with real co
 test-quick: build ## the tests without the race detector
 	go test -tags $(TAGS) ./...
 
+.PHONY: soak
+soak: build-deps ## the long forms of the random and mass tests (about ten minutes)
+	LOCALCLUSTER_TEST_STEPS=long go test -tags $(TAGS) -count=1 -timeout 30m -run TestRandomOperations ./localcluster/
+	CRUNCH_RUN_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m -run TestDispatch ./cmd/crunch-run/
+
 .PHONY: bench
 bench: ## benchmarks beside their peers; writes what doc/performance.md shows
 	@scripts/deps.sh build run test

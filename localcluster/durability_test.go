@@ -20,15 +20,18 @@ import (
 // standard input ends.
 const childEnv = "LOCALCLUSTER_TEST_CHILD"
 
-type childInfo struct{ Host, CA, Keep, User, Dispatcher string }
+// noSyncEnv makes it do without fsync, which a kill does not need.
+const noSyncEnv = "LOCALCLUSTER_TEST_NOSYNC"
+
+type childInfo struct{ Host, CA, Keep, User, Dispatcher, Admin string }
 
 func childMain(dir string) int {
-	c, err := Start(context.Background(), Options{Dir: dir, ClusterID: "zzzzz"})
+	c, err := Start(context.Background(), Options{Dir: dir, ClusterID: "zzzzz", NoSync: os.Getenv(noSyncEnv) != ""})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	json.NewEncoder(os.Stdout).Encode(childInfo{c.Host(), c.CAFile(), c.KeepURL(), c.UserToken(), c.DispatcherToken()})
+	json.NewEncoder(os.Stdout).Encode(childInfo{c.Host(), c.CAFile(), c.KeepURL(), c.UserToken(), c.DispatcherToken(), c.AdminToken()})
 	io.Copy(io.Discard, os.Stdin)
 	if err := c.Close(); err != nil {
 		return 1

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"testing"
 )
 
@@ -185,13 +186,13 @@ func TestBadRequests(t *testing.T) {
 }
 
 // endless is a body that never ends and counts what was taken of it.
-type endless struct{ n int64 }
+type endless struct{ n atomic.Int64 }
 
 func (e *endless) Read(p []byte) (int, error) {
 	for i := range p {
 		p[i] = ' '
 	}
-	e.n += int64(len(p))
+	e.n.Add(int64(len(p)))
 	return len(p), nil
 }
 
@@ -226,8 +227,8 @@ func TestBodyLimit(t *testing.T) {
 			t.Errorf("wrong token: %d", resp.StatusCode)
 		}
 	}
-	if e.n > 8<<20 {
-		t.Errorf("%d bytes were taken from somebody without a token", e.n)
+	if e.n.Load() > 8<<20 {
+		t.Errorf("%d bytes were taken from somebody without a token", e.n.Load())
 	}
 }
 
