@@ -70,7 +70,7 @@ func TestProjects(t *testing.T) {
 	b := make(a)
 	p.user.want(422, "PUT", "groups/"+a, obj{"group": obj{"owner_uuid": b}})
 	p.user.want(422, "PUT", "groups/"+a, obj{"group": obj{"owner_uuid": a}})
-	for _, bad := range []obj{{"name": "x"}, {"group_class": "project"}, {"name": "x", "group_class": "role"}} {
+	for _, bad := range []obj{{"name": "x"}, {"group_class": "project"}, {"name": "x", "group_class": "filter"}} {
 		p.user.want(422, "POST", "groups", obj{"group": bad})
 	}
 	_, container := p.submit(obj{"owner_uuid": a})

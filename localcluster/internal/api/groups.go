@@ -6,16 +6,23 @@ import (
 	"crunch-oci/localcluster/internal/store"
 )
 
+// roleClass is the class of groups that hold users.
+const roleClass = "role"
+
 func groupResource() *resource {
 	res := &resource{
 		name: "groups", singular: "group", kind: "arvados#group", model: "Group", infix: "j7d0g", table: store.Groups, front: true, trashable: true,
 		blank:   []string{"name", "owner_uuid", "modified_by_user_uuid"},
 		notNull: map[string]any{"properties": json.RawMessage("{}"), "is_trashed": false},
 	}
-	writable := func(c *call, r store.Record) (any, error) { return c.owns(r.Str("owner_uuid")) }
+	may := func(at level) computed {
+		return computed{[]string{"owner_uuid", "uuid"}, func(c *call, r store.Record) (any, error) {
+			return c.may(at, r.Str("owner_uuid"), r.Str("uuid"))
+		}}
+	}
 	res.computed = map[string]computed{
-		"can_write":  {[]string{"owner_uuid"}, writable},
-		"can_manage": {[]string{"owner_uuid"}, writable},
+		"can_write":  may(canWrite),
+		"can_manage": may(canManage),
 		"writable_by": {[]string{"owner_uuid"}, func(c *call, r store.Record) (any, error) {
 			return []string{r.Str("owner_uuid"), c.caller.userUUID()}, nil
 		}},
@@ -27,8 +34,10 @@ func groupResource() *resource {
 			return invalid("Name can't be blank")
 		case rec.Str("group_class") == "":
 			return invalid("Group class can't be blank")
+		case rec.Str("group_class") == roleClass: // roles belong to nobody
+			rec["owner_uuid"] = c.s.systemUUID("tpzed")
 		case rec.Str("group_class") != "project":
-			return invalid("Group class must be 'project': this cluster has no roles and filter groups")
+			return invalid("Group class must be 'project' or 'role': this cluster has no filter groups")
 		}
 		return nil
 	}
@@ -36,7 +45,9 @@ func groupResource() *resource {
 		"GET":        {do: (*call).list},
 		"GET {uuid}": {do: (*call).get},
 		"POST": {do: func(c *call, _ string) (any, error) {
-			return c.create(func(rec, given store.Record) error {
+			var made store.Record
+			out, err := c.create(func(rec, given store.Record) error {
+				made = rec
 				rec["trash_at"], rec["delete_at"], rec["is_trashed"] = nil, nil, false
 				trash, err := c.trashChanges(rec, given)
 				for k, v := range trash {
@@ -47,6 +58,18 @@ func groupResource() *resource {
 				}
 				return check(c, rec)
 			})
+			if err != nil || made.Str("group_class") != roleClass {
+				return out, err
+			}
+			// Who makes a role manages it.
+			if err := c.permit(c.caller.userUUID(), "can_manage", made.Str("uuid")); err != nil {
+				return nil, err
+			}
+			sel, err := c.selection()
+			if err != nil {
+				return nil, err
+			}
+			return c.render(made, sel)
 		}, write: true},
 		"PUT {uuid}": {do: func(c *call, uuid string) (any, error) {
 			return c.update(uuid, func(rec, changed store.Record) error {
@@ -69,6 +92,9 @@ func groupResource() *resource {
 						return err
 					}
 				}
+				if rec.Str("group_class") != next.Str("group_class") {
+					return invalid("Group class cannot be changed")
+				}
 				return check(c, next)
 			})
 		}, write: true},
@@ -81,7 +107,7 @@ func groupResource() *resource {
 
 // notBelow refuses a project that would come to lie in itself.
 func (c *call) notBelow(uuid, owner string) error {
-	n, err := c.tx.Int("SELECT count(*) FROM ("+mineSQL+") WHERE uuid = ?", uuid, owner)
+	n, err := c.tx.Int("SELECT count(*) FROM ("+belowSQL+") WHERE uuid = ?", uuid, owner)
 	if err == nil && n > 0 {
 		err = invalid("Owner uuid would create an ownership cycle")
 	}

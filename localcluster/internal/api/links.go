@@ -2,6 +2,7 @@ package api
 
 import (
 	"encoding/json"
+	"strings"
 
 	"crunch-oci/localcluster/internal/store"
 )
@@ -41,10 +42,8 @@ func linkResource() *resource {
 		switch rec.Str("link_class") {
 		case "":
 			return invalid("Link class can't be blank")
-		case "permission":
-			// Sharing between users is not there yet; a link that does
-			// nothing would pretend that it is.
-			return invalid("Link class permission is not supported by this cluster")
+		case permissionClass:
+			return c.checkPermission(rec)
 		}
 		return nil
 	}
@@ -56,6 +55,11 @@ func linkResource() *resource {
 		}, write: true},
 		"PUT {uuid}": {do: func(c *call, uuid string) (any, error) {
 			return c.update(uuid, func(rec, changed store.Record) error {
+				for _, n := range []string{"link_class", "head_uuid", "tail_uuid", "owner_uuid"} {
+					if _, ok := changed[n]; ok && (rec.Str("link_class") == permissionClass || changed["link_class"] == permissionClass) {
+						return denied("only the name of a permission link can be changed")
+					}
+				}
 				next := rec.Clone()
 				for k, v := range changed {
 					next[k] = v
@@ -66,4 +70,58 @@ func linkResource() *resource {
 		"DELETE {uuid}": {do: (*call).destroy, write: true},
 	}
 	return res
+}
+
+// permissionClass is the class of links that share things.
+const permissionClass = "permission"
+
+// checkPermission refuses permission links that mean nothing here, or that the
+// caller has no right to make. They belong to the system.
+func (c *call) checkPermission(rec store.Record) error {
+	rec["owner_uuid"] = c.s.systemUUID("tpzed")
+	if levels[rec.Str("name")] == canNothing {
+		return invalid("Name is invalid, must be one of can_read, can_write, can_manage")
+	}
+	head, tail := rec.Str("head_uuid"), rec.Str("tail_uuid")
+	ok, err := c.isAny(tail, "users", "groups WHERE group_class = 'role' AND")
+	if err != nil {
+		return err
+	}
+	if !ok && tail != c.s.allUsers() {
+		return invalid("Tail uuid must be a user or role: %s", inspect(tail))
+	}
+	if ok, err = c.isAny(head, "groups", "collections", "container_requests", "users"); err != nil {
+		return err
+	}
+	if !ok {
+		return invalid("Head uuid %s does not exist", inspect(head))
+	}
+	if ok, err = c.mayShare(head); err == nil && !ok {
+		err = denied("")
+	}
+	return err
+}
+
+// isAny tells whether a record of one of these tables, or of what a table and a
+// condition select, exists.
+func (c *call) isAny(uuid string, from ...string) (bool, error) {
+	for _, t := range from {
+		if !strings.Contains(t, "WHERE") {
+			t += " WHERE"
+		}
+		n, err := c.tx.Int("SELECT count(*) FROM "+t+" uuid = ?", uuid)
+		if err != nil || n > 0 {
+			return n > 0, err
+		}
+	}
+	return false, nil
+}
+
+// permit makes a permission link on behalf of the server.
+func (c *call) permit(tail, name, head string) error {
+	rec := c.fresh("o0j2j", c.s.systemUUID("tpzed"))
+	for k, v := range map[string]any{"link_class": permissionClass, "name": name, "head_uuid": head, "tail_uuid": tail, "properties": json.RawMessage("{}")} {
+		rec[k] = v
+	}
+	return c.tx.Insert(store.Links, rec)
 }
