@@ -62,7 +62,7 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 		return err
 	}
 	cleanup.Add("close Keep connections", func(context.Context) error { return dispatcher.close() })
-	log, err := j.newLog(api, facts, dispatcher, &cleanup)
+	log, files, err := j.newLog(api, facts, dispatcher, &cleanup)
 	if err != nil {
 		return err
 	}
@@ -96,6 +96,9 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 		Log:     log,
 		Records: api,
 		Login: func(token string, classes []string) (supervisor.Account, error) {
+			// They hold for the log as well (spec: lifecycle section 1). None of
+			// it has been saved before.
+			files.SetWriteOptions(keep.WriteOptions{StorageClasses: classes})
 			account, err := facts.newAccount(api, token, classes)
 			if err != nil {
 				return nil, err
@@ -141,12 +144,12 @@ func endedBy(ctx, stop context.Context) (context.Context, context.CancelFunc) {
 	return both, func() { detach(); cancel(nil) }
 }
 
-// newLog makes the log collection. Its blocks and records belong to the
+// newLog makes the log, and the collection of its files. Its blocks and records belong to the
 // dispatcher's token.
-func (j Job) newLog(api *arvados.Client, facts *clusterFacts, dispatcher *account, cleanup *undo.Stack) (*joblog.Log, error) {
+func (j Job) newLog(api *arvados.Client, facts *clusterFacts, dispatcher *account, cleanup *undo.Stack) (*joblog.Log, *keep.Collection, error) {
 	tree, err := keep.NewCollection("", dispatcher.blocks)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	cleanup.Add("close log collection", func(context.Context) error { return tree.Close() })
 	log, err := joblog.New(joblog.Config{
@@ -154,13 +157,13 @@ func (j Job) newLog(api *arvados.Client, facts *clusterFacts, dispatcher *accoun
 		Period: facts.logPeriod, Growth: facts.logGrowth,
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	log.Hide(j.Cluster.Token)
 	if j.OnLog != nil {
 		j.OnLog(log)
 	}
-	return log, nil
+	return log, tree, nil
 }
 
 // placement decides where the container's cgroup is made.
