@@ -579,6 +579,31 @@ func TestRequeueDoesNotWaitForKeep(t *testing.T) {
 	}
 }
 
+// Output goes where the record wants it.
+func TestStorageClasses(t *testing.T) {
+	w := newWorld(t)
+	w.keep.Classes = []string{"default", "archive"}
+	w.api.record["output_storage_classes"] = []string{"archive"}
+	data := make([]byte, 1000)
+	w.runtime.program = func(g *guest) int {
+		if os.WriteFile(filepath.Join(g.host("/out"), "result"), data, 0o644) != nil {
+			return 1
+		}
+		return 0
+	}
+	w.run()
+	w.ends(arvados.StateComplete, 0, "")
+	for _, q := range w.keep.Requests() {
+		if q.Method == http.MethodPut && q.Length == int64(len(data)) {
+			if got := q.Header.Get("X-Keep-Storage-Classes"); got != "archive" {
+				t.Errorf("output stored with classes %q", got)
+			}
+			return
+		}
+	}
+	t.Error("the output is not stored")
+}
+
 // Losing the final update would lose the whole run.
 func TestFinalUpdateIsTriedForLong(t *testing.T) {
 	for _, c := range []struct {
@@ -586,7 +611,7 @@ func TestFinalUpdateIsTriedForLong(t *testing.T) {
 		status, failures int
 		state, err       string
 	}{
-		{"API away for long", http.StatusServiceUnavailable, 100, arvados.StateComplete, ""},
+		{"API away for long", http.StatusServiceUnavailable, 40, arvados.StateComplete, ""},
 		{"API away for good", http.StatusServiceUnavailable, math.MaxInt, arvados.StateRunning, "503 Service Unavailable"},
 		{"refused", http.StatusForbidden, 1, arvados.StateRunning, "403 Forbidden"},
 	} {
