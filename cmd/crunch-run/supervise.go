@@ -66,9 +66,10 @@ func prepareProcess(stderr io.Writer) int {
 }
 
 func supervise(ctx, stop context.Context, flags config.Flags, stdin io.Reader, stderr io.Writer) error {
+	var message *config.Message
 	if flags.StdinConfig {
-		message, err := config.ReadMessage(stdin)
-		if err != nil {
+		var err error
+		if message, err = readMessage(stop, stdin); err != nil {
 			return err
 		}
 		if err := message.SetEnv(os.Setenv); err != nil {
@@ -88,12 +89,33 @@ func supervise(ctx, stop context.Context, flags config.Flags, stdin io.Reader, s
 	if err != nil {
 		return err
 	}
+	job.Message = message
 	job.OnLog = saveOnSignal(ctx)
 	err = wire.Run(ctx, stop, job)
 	if flags.MemProfile != "" {
 		writeMemProfile(flags.MemProfile, stderr)
 	}
 	return err
+}
+
+// readMessage reads what the dispatcher writes to stdin, unless stop is done
+// before it has. The goroutine left reading then ends with the program.
+func readMessage(stop context.Context, stdin io.Reader) (*config.Message, error) {
+	type result struct {
+		message config.Message
+		err     error
+	}
+	done := make(chan result, 1)
+	go func() {
+		m, err := config.ReadMessage(stdin)
+		done <- result{m, err}
+	}()
+	select {
+	case r := <-done:
+		return &r.message, r.err
+	case <-stop.Done():
+		return nil, context.Cause(stop)
+	}
 }
 
 // newJob collects what is said by flags, environment and site file.

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"crunch-oci/imagestore"
 	"crunch-oci/internal/hostdir"
 	"crunch-oci/oci"
 	"crunch-oci/supervisor/rundir"
@@ -40,7 +41,7 @@ type sweep struct {
 	done   chan struct{}
 }
 
-// sweepLinger is what the end of a run gives to a sweep that is still at it:
+// sweepLinger is what the end of a run gives to cleaning up that still goes on:
 // also on a node with short runs only, everything is removed in the end.
 const sweepLinger = 2 * time.Second
 
@@ -74,4 +75,11 @@ func (s *sweep) end(ctx context.Context) {
 	}
 	s.cancel()
 	<-s.done
+}
+
+// closeStore ends the cleaning up in the image store in the same way.
+func closeStore(ctx context.Context, s *imagestore.Store) {
+	ctx, cancel := context.WithTimeout(ctx, sweepLinger)
+	defer cancel()
+	s.Close(ctx)
 }

@@ -30,6 +30,8 @@ type Job struct {
 	Site    config.Site
 	Flags   config.Flags
 	Env     config.Environment
+	// Message is what the dispatcher wrote to stdin; nil: nothing was read.
+	Message *config.Message
 	Cluster arvados.Config // with the dispatcher's token
 	// Stderr gets the supervisor's messages.
 	Stderr io.Writer
@@ -66,6 +68,9 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 	if err != nil {
 		return err
 	}
+	for _, line := range j.notes() {
+		log.Printf("%s", line)
+	}
 	early, cancel := endedBy(ctx, stop)
 	dir, err := rundir.Create(early, j.Site.RuntimeDir, j.UUID, removers)
 	cancel()
@@ -91,6 +96,7 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 	if err != nil {
 		return err
 	}
+	cleanup.Add("close image store", func(context.Context) error { closeStore(ctx, store); return nil })
 	s := &supervisor.Supervisor{
 		UUID: j.UUID, Version: j.Version, Identity: identity(),
 		Log:     log,

@@ -1,0 +1,38 @@
+package wire
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// withoutEffect are the site settings that this version accepts and does not
+// obey yet.
+var withoutEffect = []string{"store-budget", "gpu"}
+
+// notes are the first lines of the log: which helpers are not started, and what
+// was asked for that this version does not do. Nothing is dropped silently.
+func (j Job) notes() (lines []string) {
+	switch {
+	case j.Message == nil:
+		lines = append(lines, "not starting a local keepstore process because cluster config file was not loaded")
+	case j.Message.KeepBuffers < 1:
+		lines = append(lines, fmt.Sprintf("not starting a local keepstore process because KeepBuffers=%d in config", j.Message.KeepBuffers))
+	default:
+		lines = append(lines, "not starting a local keepstore process because this version has none")
+	}
+	if j.Env.GatewayAuthSecret == "" {
+		lines = append(lines, "Not starting a gateway server (GatewayAuthSecret was not provided by dispatcher)")
+	} else {
+		lines = append(lines, "Not starting a gateway server (this version has none)")
+	}
+	if j.Message != nil && j.Message.EC2SpotCheck {
+		lines = append(lines, "Not checking for spot instance interruptions (this version cannot)")
+	}
+	for _, s := range j.Site.Describe() {
+		if s.Origin != "default" && slices.Contains(withoutEffect, s.Name) {
+			lines = append(lines, fmt.Sprintf("%s (%s) has no effect in this version", s.Name, strings.TrimPrefix(s.Origin, "flag ")))
+		}
+	}
+	return lines
+}

@@ -1,0 +1,38 @@
+package wire
+
+import (
+	"slices"
+	"testing"
+
+	"crunch-oci/supervisor/config"
+)
+
+func TestNotes(t *testing.T) {
+	site, err := config.Load(config.Sources{Flags: map[string]string{"store-budget": "1GB"}, DefaultFile: "/nonexistent/config.yml"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const noGateway = "Not starting a gateway server (GatewayAuthSecret was not provided by dispatcher)"
+	for name, c := range map[string]struct {
+		job  Job
+		want []string
+	}{
+		"by hand": {Job{}, []string{"not starting a local keepstore process because cluster config file was not loaded", noGateway}},
+		"by the cloud dispatcher": {
+			Job{Message: &config.Message{}, Env: config.Environment{GatewayAuthSecret: "x"}},
+			[]string{"not starting a local keepstore process because KeepBuffers=0 in config", "Not starting a gateway server (this version has none)"},
+		},
+		"with everything": {
+			Job{Message: &config.Message{KeepBuffers: 2, EC2SpotCheck: true}, Site: site},
+			[]string{
+				"not starting a local keepstore process because this version has none", noGateway,
+				"Not checking for spot instance interruptions (this version cannot)",
+				"store-budget (-store-budget) has no effect in this version",
+			},
+		},
+	} {
+		if got := c.job.notes(); !slices.Equal(got, c.want) {
+			t.Errorf("%s:\n%q\nwant\n%q", name, got, c.want)
+		}
+	}
+}
