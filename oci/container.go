@@ -46,7 +46,8 @@ func (c *Container) PID() int { return c.pid }
 // Cgroup returns the container's cgroup.
 func (c *Container) Cgroup() *cgroups.Cgroup { return c.cgroup }
 
-// Warnings says, in a line each, which limits this node does not enforce.
+// Warnings says, in a line each, which limits this node does not enforce, or are
+// not those asked for.
 func (c *Container) Warnings() []string { return c.warnings }
 
 // Start lets the container execute its command, and returns when it does. If

@@ -9,7 +9,7 @@ import (
 )
 
 // dropUnenforceable removes limits that this node cannot enforce from spec, and
-// says so in one line each.
+// says so in one line each; likewise if a limit is not the one asked for.
 func dropUnenforceable(spec *specs.Spec, f cgroups.Features) []string {
 	r := spec.Linux.Resources
 	if r == nil {
@@ -32,6 +32,9 @@ func dropUnenforceable(spec *specs.Spec, f cgroups.Features) []string {
 	if r.Pids != nil && !f.PIDs {
 		drop("limit of processes", "the pids controller is not available on this node")
 		r.Pids = nil
+	}
+	if asked, ok := spec.Annotations[askedRAM]; ok && r.Memory != nil {
+		said = append(said, fmt.Sprintf("memory limit of %s bytes is raised to %d bytes, with less no container starts", asked, MinRAM))
 	}
 	return said
 }

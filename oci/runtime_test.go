@@ -460,14 +460,20 @@ func TestForkBombIsContained(t *testing.T) {
 	}
 }
 
-// The smallest memory limit Docker knows is enough to start in.
+// The smallest memory limit Docker knows is enough to start in, and whoever asks
+// for less is told.
 func TestSmallestMemory(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector alone needs more memory than that in the container's init")
 	}
-	out := runScript(t, "echo fits", func(r *oci.Request) { r.Limits.RAM = 1 })
-	if out != "fits\n" {
-		t.Error(out)
+	req := newRequest(t, newID(), "echo fits")
+	req.Limits.RAM = 1
+	b, status := run(t, req, nil)
+	if status.Code != 0 || b.stdout.String() != "fits\n" {
+		t.Errorf("exit %v, %q, %q", status, b.stdout, b.stderr)
+	}
+	if w := strings.Join(b.ctr.Warnings(), "\n"); !strings.Contains(w, "memory limit of 1 bytes is raised to 16777216 bytes") {
+		t.Errorf("warnings %q", w)
 	}
 }
 

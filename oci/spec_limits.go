@@ -2,6 +2,7 @@ package oci
 
 import (
 	"fmt"
+	"strconv"
 	"syscall"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -10,6 +11,10 @@ import (
 
 // cpuPeriod is Docker's CFS period in microseconds; the quota counts in it.
 const cpuPeriod = 100_000
+
+// askedRAM is the annotation with the memory limit asked for, in bytes, of a
+// container that gets more; see Container.Warnings.
+const askedRAM = "crunch-oci.ram-asked"
 
 // withLimits sets what the cgroup and the process may use.
 func withLimits(l Limits, rlimits []specs.POSIXRlimit) Edit {
@@ -22,6 +27,12 @@ func withLimits(l Limits, rlimits []specs.POSIXRlimit) Edit {
 			ram := max(l.RAM, MinRAM)
 			// Memory and swap together: the same value leaves no swap.
 			swap := ram
+			if ram != l.RAM {
+				if spec.Annotations == nil {
+					spec.Annotations = make(map[string]string)
+				}
+				spec.Annotations[askedRAM] = strconv.FormatInt(l.RAM, 10)
+			}
 			r.Memory = &specs.LinuxMemory{Limit: &ram, Swap: &swap}
 		}
 		if l.NanoCPUs > 0 {

@@ -99,6 +99,18 @@ func TestDropUnenforceable(t *testing.T) {
 	if said := dropUnenforceable(spec, cgroups.Features{}); len(said) != 3 || spec.Linux.Resources.Memory != nil || spec.Linux.Resources.CPU != nil || spec.Linux.Resources.Pids != nil {
 		t.Errorf("without anything: %q", said)
 	}
+	for asked, want := range map[int64]int{1: 1, MinRAM - 1: 1, MinRAM: 0, 0: 0} {
+		spec = &specs.Spec{Process: &specs.Process{}, Linux: &specs.Linux{Resources: &specs.LinuxResources{}}}
+		if err := withLimits(Limits{RAM: asked, PIDs: -1}, nil)(spec); err != nil {
+			t.Fatal(err)
+		}
+		if said := dropUnenforceable(spec, cgroups.Features{Memory: true, Swap: true}); len(said) != want {
+			t.Errorf("with a limit of %d bytes: %q", asked, said)
+		}
+		if said := dropUnenforceable(spec, cgroups.Features{}); len(said) > 1 {
+			t.Errorf("with a limit of %d bytes that is not enforced: %q", asked, said)
+		}
+	}
 	if said := dropUnenforceable(&specs.Spec{Linux: &specs.Linux{}}, cgroups.Features{}); len(said) != 0 {
 		t.Errorf("without limits: %q", said)
 	}

@@ -137,7 +137,8 @@ type Process interface {
 	Delete(ctx context.Context) error
 	PID() int
 	Cgroup() *cgroups.Cgroup
-	// Warnings says which limits the node does not enforce, a line each.
+	// Warnings says which limits are not enforced, or not those asked for, a line
+	// each.
 	Warnings() []string
 }
 
