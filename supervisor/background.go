@@ -34,14 +34,18 @@ func (b *background) end() {
 
 // pids are the processes of a run whose memory is reported by name.
 type pids struct {
-	mount atomic.Int64
+	mount atomic.Pointer[Mount]
 }
 
 // ownProcesses lists them as they are now; it is called from a reporter.
 func (r *run) ownProcesses() map[string]int {
 	p := map[string]int{"crunch-run": os.Getpid()}
-	if pid := r.pids.mount.Load(); pid != 0 {
-		p["arv-mount"] = int(pid)
+	if m := r.pids.mount.Load(); m != nil {
+		select {
+		case <-(*m).Exited(): // the number may be another's now
+		default:
+			p["arv-mount"] = (*m).PID()
+		}
 	}
 	return p
 }

@@ -88,7 +88,7 @@ func (r *run) startMount(ctx context.Context) error {
 		return err
 	}
 	r.inputs.mount = m
-	r.pids.mount.Store(int64(m.PID()))
+	r.pids.mount.Store(&m)
 	r.undo.Add("stop FUSE mount", r.stopMount)
 	return nil
 }
