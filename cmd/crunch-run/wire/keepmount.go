@@ -47,7 +47,7 @@ func ConnectMount(ctx context.Context, opts mount.Options, cfg arvados.Config) (
 	if size <= 0 || opts.Cache == mount.DiskCache {
 		size = mountCacheSize
 	}
-	counted := &countingReader{BlockReader: client}
+	counted := &countingBlocks{BlockReader: client}
 	cache := keep.NewCache(counted, size)
 	return mount.Backend{
 		API:          mountAPI{api},
@@ -66,13 +66,13 @@ func ConnectMount(ctx context.Context, opts mount.Options, cfg arvados.Config) (
 	}, nil
 }
 
-// countingReader counts the bytes read from Keep services.
-type countingReader struct {
+// countingBlocks counts the bytes read from Keep services.
+type countingBlocks struct {
 	keep.BlockReader
 	bytes atomic.Int64
 }
 
-func (c *countingReader) ReadBlock(ctx context.Context, loc keep.Locator) ([]byte, error) {
+func (c *countingBlocks) ReadBlock(ctx context.Context, loc keep.Locator) ([]byte, error) {
 	data, err := c.BlockReader.ReadBlock(ctx, loc)
 	c.bytes.Add(int64(len(data)))
 	return data, err
