@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,7 +24,7 @@ func (s *Store) claim(ctx context.Context, name string, waiting func()) (*claim,
 	for waited := false; ; waited = true {
 		c, err := s.tryClaim(name)
 		if err == nil {
-			if err := emptyDir(c.path); err != nil {
+			if err := s.emptyDir(c.path); err != nil {
 				c.unlock()
 				return nil, fmt.Errorf("image store: remove what a killed process left: %w", err)
 			}
@@ -137,43 +136,4 @@ func (c *claim) publish(path string) (*os.File, error) {
 	}
 	c.unlock()
 	return nil, &os.PathError{Op: "flock", Path: path, Err: err}
-}
-
-// sweep removes what killed processes left in tmp: directories that nobody
-// holds a lock on. What is locked belongs to a living process.
-func (s *Store) sweep() {
-	entries, err := os.ReadDir(s.tmpPath(""))
-	if err != nil {
-		s.o.Warn("image store: " + err.Error())
-		return
-	}
-	for _, e := range entries {
-		path := s.tmpPath(e.Name())
-		if !e.IsDir() { // a scratch file that was about to lose its name
-			_ = os.Remove(path)
-			continue
-		}
-		dir, err := lockDir(path, unix.LOCK_EX)
-		if err != nil {
-			continue // in use, or gone
-		}
-		if err := os.RemoveAll(path); err != nil {
-			s.o.Warn("image store: remove what a killed process left: " + err.Error())
-		}
-		_ = dir.Close()
-	}
-}
-
-// emptyDir removes everything in dir, but not dir, whose lock is held.
-func emptyDir(dir string) error {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
-			return err
-		}
-	}
-	return nil
 }

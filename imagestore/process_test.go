@@ -216,6 +216,7 @@ func TestTakeOverFromTheDead(t *testing.T) {
 	}
 	defer snap.Close()
 	compare(t, "", want, list(t, mount(t, snap), treetest.Options{}))
+	tidyUp(t, s)
 	checkTidy(t, root)
 }
 
@@ -277,8 +278,15 @@ func TestKilledAtAnyMoment(t *testing.T) {
 		}
 		compare(t, fmt.Sprint("round ", i), want, list(t, mount(t, snap), treetest.Options{}))
 		snap.Close()
+		tidyUp(t, s)
 		checkTidy(t, root)
 	}
+}
+
+// tidyUp waits for what is removed in the background.
+func tidyUp(t testing.TB, s *Store) {
+	t.Helper()
+	s.background.tasks.Wait()
 }
 
 // checkTidy checks that a store holds nothing but complete things.
@@ -305,14 +313,14 @@ func TestInUse(t *testing.T) {
 	p.until("unpacked")
 	s := openStore(t, root)
 	id := m.DiffIDs()[0].Encoded()
-	if err := s.discard(id); err == nil {
+	if err := s.discard(id, false); err == nil {
 		t.Error("a layer in use was removed")
 	}
 	p.stdin.Close()
 	if err := p.cmd.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.discard(id); err != nil {
+	if err := s.discard(id, false); err != nil {
 		t.Error(err)
 	}
 	if _, err := s.Lookup(Key{ID: m.ID()}); err != ErrNotFound {

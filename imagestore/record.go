@@ -132,13 +132,18 @@ func (s *Store) use(id string) (*use, error) {
 	if err != nil {
 		return nil, err
 	}
-	var st state
-	raw, err := os.ReadFile(filepath.Join(s.layerPath(id), "state.json"))
-	if err != nil || json.Unmarshal(raw, &st) != nil || st.Version != recordVersion || !st.Durable && st.Boot != s.boot {
+	if !s.believed(id) {
 		_ = dir.Close()
 		return nil, errStale
 	}
 	return &use{id: id, dir: dir}, nil
+}
+
+// believed tells whether a layer, if there is one, is to be used.
+func (s *Store) believed(id string) bool {
+	var st state
+	return readJSON(filepath.Join(s.layerPath(id), "state.json"), &st) == nil && st.Version == recordVersion &&
+		(st.Durable || st.Boot == s.boot)
 }
 
 // useAll takes all of them or none.
@@ -159,25 +164,6 @@ func closeAll(uses []*use) {
 	for _, u := range uses {
 		u.close()
 	}
-}
-
-// discard removes a layer that nobody uses.
-func (s *Store) discard(id string) error {
-	path := s.layerPath(id)
-	dir, err := lockDir(path, unix.LOCK_EX)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	// A new name for each, so that one half removed is nobody's obstacle.
-	tmp := s.tmpPath(fmt.Sprintf("old-%s-%d-%d", id, os.Getpid(), time.Now().UnixNano()))
-	if err := os.Rename(path, tmp); err != nil {
-		return err
-	}
-	return os.RemoveAll(tmp)
 }
 
 // Lookup gives the image if the store has it, without reading a tarball;

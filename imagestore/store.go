@@ -16,7 +16,8 @@
 //
 // Everything is made in tmp by whoever holds an exclusive flock(2) on that
 // directory, then renamed. A lock ends with its process, so a directory in tmp
-// without a lock is a leftover, and the next user of the store removes it. Who
+// without a lock is a leftover, and the next user of the store removes it, beside
+// what it is there for. Who
 // uses a layer holds a shared lock on its directory; who finds none may remove it.
 //
 // Nothing is synced to disk on the way to a container's start. A layer is
@@ -67,20 +68,22 @@ type Options struct {
 	// would fill the store's file system.
 	Layer layer.Options
 	// Warn, if not nil, gets a line about what is wrong with the store and does
-	// not stop this user of it.
+	// not stop this user of it; until Close, and from any goroutine.
 	Warn func(string)
 }
 
 // Store is a directory of unpacked images, shared by all processes of the node.
-// It may be used from several goroutines and needs no closing.
+// It may be used from several goroutines.
 type Store struct {
-	root string
-	boot string // identifies the time since the machine booted
-	o    Options
+	root       string
+	boot       string // identifies the time since the machine booted
+	o          Options
+	background *background
 }
 
-// Open makes the store's directories if need be, and removes what killed
-// processes have left half made.
+// Open makes the store's directories if need be. In the background, until Close,
+// it removes what killed processes have left half made, and layers that the last
+// reboot may have damaged.
 func Open(root string, o Options) (*Store, error) {
 	root, err := filepath.Abs(root)
 	if err != nil {
@@ -96,7 +99,7 @@ func Open(root string, o Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("image store: %w", err)
 	}
-	s := &Store{root: root, boot: string(bytes.TrimSpace(boot)), o: o}
+	s := &Store{root: root, boot: string(bytes.TrimSpace(boot)), o: o, background: newBackground()}
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return nil, fmt.Errorf("image store: %w", err)
 	}
@@ -105,7 +108,7 @@ func Open(root string, o Options) (*Store, error) {
 			return nil, fmt.Errorf("image store: %w", err)
 		}
 	}
-	s.sweep()
+	s.background.tasks.Go(s.sweep)
 	return s, nil
 }
 

@@ -33,6 +33,8 @@ func openStore(t testing.TB, root string) *Store {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { s.Close(context.Background()) })
+	tidyUp(t, s)
 	return s
 }
 
@@ -209,6 +211,7 @@ func TestReboot(t *testing.T) {
 	if b, _ := os.ReadFile(filepath.Join(mount(t, snap), "a")); string(b) != "1" {
 		t.Errorf("content %q", b)
 	}
+	tidyUp(t, s)
 	checkTidy(t, root)
 	if err := snap.Sync(); err != nil {
 		t.Fatal(err)
@@ -244,6 +247,7 @@ func TestDamagedBookkeeping(t *testing.T) {
 			} else {
 				snap.Close()
 			}
+			tidyUp(t, s)
 			checkTidy(t, root)
 		}
 	}

@@ -177,7 +177,7 @@ func (s *Store) fulfil(c *claim, fill func(*claim) error) (*use, error) {
 		return u, c.abandon()
 	}
 	if errors.Is(err, errStale) {
-		err = s.discard(c.name)
+		err = s.discard(c.name, true)
 	} else if errors.Is(err, os.ErrNotExist) {
 		err = nil
 	}

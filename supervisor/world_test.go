@@ -111,6 +111,7 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
+	w.closers = append(w.closers, func() error { store.Close(context.Background()); return nil })
 	runDir, err := rundir.Create(t.Context(), w.mkdir("run"), testUUID, nil)
 	if err != nil {
 		t.Fatal(err)
