@@ -97,7 +97,6 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 		return err
 	}
 	cleanup.Add("close image store", func(context.Context) error { closeStore(ctx, store); return nil })
-	cleanup.Add("close image store", func(context.Context) error { closeStore(ctx, store); return nil })
 	s := &supervisor.Supervisor{
 		UUID: j.UUID, Version: j.Version, Identity: identity(),
 		Log:     log,
