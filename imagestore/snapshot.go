@@ -44,16 +44,14 @@ func (s *Snapshot) Close() error {
 // Sync writes the image's layers to the disk and notes that, so that they
 // survive a reboot. It may take as long as writing back everything on that file
 // system does, so it is for when nothing waits: a minute after the start of a
-// container most of it has happened by itself.
+// container most of it has happened by itself. The snapshot may be closed
+// meanwhile. An image that is known to be on the disk costs nothing.
 func (s *Snapshot) Sync() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var todo []*use
-	for _, u := range s.uses {
-		if !s.store.durable(u.id) {
-			todo = append(todo, u)
-		}
+	todo, err := s.notDurable()
+	if err != nil {
+		return fmt.Errorf("image store: sync: %w", err)
 	}
+	defer closeAll(todo)
 	if len(todo) == 0 {
 		return nil
 	}
@@ -65,6 +63,20 @@ func (s *Snapshot) Sync() error {
 		errs = append(errs, s.store.setDurable(u.id))
 	}
 	return errors.Join(errs...)
+}
+
+// notDurable takes into use what of the image is not known to be on the disk, so
+// that Close need not wait for Sync.
+func (s *Snapshot) notDurable() ([]*use, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var ids []string
+	for _, u := range s.uses {
+		if !s.store.durable(u.id) {
+			ids = append(ids, u.id)
+		}
+	}
+	return s.store.useAll(ids)
 }
 
 func (s *Store) durable(id string) bool {

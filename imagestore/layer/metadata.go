@@ -64,7 +64,10 @@ func metadataOf(h *tar.Header) (m metadata, skippedXattrs int, err error) {
 
 // times gives access and modification time; layers rarely have the former.
 func (m *metadata) times() []unix.Timespec {
-	ts := unix.Timespec{Sec: m.mtime.Unix(), Nsec: int64(m.mtime.Nanosecond())}
+	var ts unix.Timespec // of the root of an empty layer: the epoch
+	if !m.mtime.IsZero() {
+		ts = unix.Timespec{Sec: m.mtime.Unix(), Nsec: int64(m.mtime.Nanosecond())}
+	}
 	return []unix.Timespec{ts, ts}
 }
 
