@@ -29,6 +29,10 @@ type Runtime struct {
 	// StateDir is an absolute directory, made if missing, in which each
 	// container has a directory with its state. It should be on a tmpfs.
 	StateDir string
+	// Warn is told what libcontainer has to say about containers that have been
+	// created and not deleted, without a line break at the end; nil: log/slog is.
+	// It is called from several goroutines.
+	Warn func(text string)
 }
 
 // Stdio are the container's standard streams; nil is /dev/null. Create hands
@@ -84,6 +88,10 @@ func (r *Runtime) Create(ctx context.Context, id, bundleDir string, stdio Stdio)
 			err = fmt.Errorf("create container %s: %w", id, errors.Join(err, c.tidy.Run(ctx)))
 		}
 	}()
+	if r.Warn != nil {
+		stop := libct.OnWarning(r.Warn)
+		c.tidy.Add("stop listening to warnings", func(context.Context) error { stop(); return nil })
+	}
 	if err := c.prepare(r.StateDir, spec); err != nil {
 		return nil, err
 	}

@@ -36,6 +36,7 @@ type Container struct {
 // New prepares a container from a specification with absolute paths. Of the
 // node, only stateDir/id is made; nothing runs yet. Destroy undoes it.
 func New(stateDir, id string, spec *specs.Spec) (*Container, error) {
+	redirectLog()
 	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{CgroupName: id, Spec: spec})
 	if err != nil {
 		return nil, fmt.Errorf("runtime configuration: %w", err)
@@ -84,7 +85,6 @@ func (c *Container) Start(stdin, stdout, stderr, lifeline *os.File) error {
 		process.Stderr = stderr
 	}
 	process.ExtraFiles = []*os.File{lifeline} // becomes lifelineFd
-	redirectLog()
 	if err := c.ctr.Start(process); err != nil {
 		return err
 	}
