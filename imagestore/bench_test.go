@@ -128,6 +128,7 @@ func benchUnpack(b *testing.B, place, packed string) {
 		ours = append(ours, float64(time.Since(start).Microseconds())/1000)
 		oursCPU = append(oursCPU, cpuTime(unix.RUSAGE_SELF)-cpu)
 		snap.Close()
+		s.Close(context.Background())
 		os.RemoveAll(store)
 
 		unix.Sync()
@@ -201,5 +202,6 @@ func BenchmarkWarmStart(b *testing.B) {
 			b.Fatal(err)
 		}
 		snap.Close()
+		s.Close(context.Background())
 	}
 }
