@@ -12,6 +12,7 @@ import (
 	"crunch-oci/oci"
 	"crunch-oci/supervisor"
 	"crunch-oci/supervisor/config"
+	"crunch-oci/supervisor/joblog"
 	"crunch-oci/supervisor/keepmount"
 	"crunch-oci/supervisor/stats"
 	"crunch-oci/supervisor/stats/kernel"
@@ -57,6 +58,13 @@ func (m mounter) Start(ctx context.Context, args []string, token string, stdout,
 type runtime struct {
 	*oci.Runtime
 	version string
+}
+
+// newRuntime returns the runtime that keeps its state in stateDir; what it has to
+// say goes to the container's log.
+func newRuntime(stateDir, version string, log *joblog.Log) runtime {
+	warn := func(text string) { log.Printf("warning: %s", text) }
+	return runtime{&oci.Runtime{StateDir: stateDir, Warn: warn}, version}
 }
 
 // Version implements supervisor.Runtime.

@@ -16,7 +16,6 @@ import (
 	"crunch-oci/imagestore"
 	"crunch-oci/internal/undo"
 	"crunch-oci/keep"
-	"crunch-oci/oci"
 	"crunch-oci/supervisor"
 	"crunch-oci/supervisor/config"
 	"crunch-oci/supervisor/joblog"
@@ -114,7 +113,7 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 		},
 		Mounter:       mounter{site: j.Site, cluster: j.Cluster, version: j.Version},
 		Images:        store,
-		Runtime:       runtime{&oci.Runtime{StateDir: state}, j.Version},
+		Runtime:       newRuntime(state, j.Version, log),
 		Meter:         meter{scratch: scratch, tempDir: j.Env.TempDir},
 		RunDir:        dir,
 		Scratch:       scratch,
