@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"crunch-oci/imagestore"
 	"crunch-oci/imagestore/archive"
@@ -54,7 +55,29 @@ func (r *run) tryLoadImage(ctx context.Context) error {
 	if key.ID == "" {
 		r.Log.Printf("Image file name %q has no image id to check; image %s was checked against its own list of layers", name, snapshot.ID)
 	}
+	r.syncImageLater()
 	return r.mountRootfs()
+}
+
+// syncDelay leaves most of the writing of a new image to the kernel, which does
+// it half a minute later.
+const syncDelay = time.Minute
+
+// syncImageLater has the image written to the disk when nobody waits for that,
+// so that it need not be unpacked again after a reboot. The end of the run is
+// the end of it, or of the waiting for it.
+func (r *run) syncImageLater() {
+	snapshot, due := r.image.snapshot, r.after(syncDelay)
+	r.background.run(func(ctx context.Context) {
+		select {
+		case <-ctx.Done():
+			return
+		case <-due:
+		}
+		if err := snapshot.Sync(); err != nil {
+			r.Log.Printf("warning: the image will be unpacked again after a reboot: %v", err)
+		}
+	})
 }
 
 // findTarball picks the one file at the top of an image collection that ends in

@@ -127,7 +127,7 @@ func TestMaximumRunTime(t *testing.T) {
 		asked := w.timers()
 		w.run()
 		w.ends(arvados.StateComplete, 0, "")
-		if len(*asked) != 1 || (*asked)[0] < 290*365*24*time.Hour {
+		if n := len(*asked); n == 0 || (*asked)[n-1] < 290*365*24*time.Hour {
 			t.Errorf("timers of %v", *asked)
 		}
 	})
