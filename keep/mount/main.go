@@ -24,6 +24,8 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"crunch-oci/internal/redact"
 )
 
 // ReadyFD is the environment variable with the number of an inherited
@@ -43,6 +45,10 @@ type Command struct {
 // line is wrong. A mount ends, cleanly, with ctx, which the caller ends on
 // SIGINT and SIGTERM.
 func (c Command) Main(ctx context.Context, args []string, env func(string) string, stdout, stderr io.Writer) int {
+	// What users may read of it (arv-mount.txt, runtime_status) is without secrets.
+	secrets := new(redact.Redactor)
+	secrets.Hide(env("ARVADOS_API_TOKEN"))
+	stderr = redact.Writer{To: stderr, Redactor: secrets}
 	fail := func(status int, err error) int {
 		fmt.Fprintf(stderr, "%s: %v\n", c.Program, err)
 		return status

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"crunch-oci/internal/redact"
 )
 
 // Messages is the file of the supervisor's own messages.
@@ -55,7 +57,7 @@ type Config struct {
 // Log is the log collection of one container. It may be used from several
 // goroutines.
 type Log struct {
-	Redactor
+	redact.Redactor
 
 	tree   Tree
 	stderr *lineSink

@@ -1,6 +1,9 @@
-package joblog
+// Package redact takes secrets out of text that people will read: logs, error
+// messages, what a process writes to stderr.
+package redact
 
 import (
+	"io"
 	"net/url"
 	"regexp"
 	"slices"
@@ -33,6 +36,21 @@ var (
 type Redactor struct {
 	mu      sync.RWMutex
 	secrets []string // longest first, so that none is cut up by a part of it
+}
+
+// Writer passes on what is written to it, without secrets. Each Write must be a
+// whole message, since a secret in two parts is not found.
+type Writer struct {
+	To io.Writer
+	*Redactor
+}
+
+// Write writes p without secrets.
+func (w Writer) Write(p []byte) (int, error) {
+	if _, err := io.WriteString(w.To, w.Redact(string(p))); err != nil {
+		return 0, err
+	}
+	return len(p), nil
 }
 
 // Hide makes the redactor know secrets, which are then found anywhere, plain or
