@@ -16,6 +16,7 @@ import (
 type image struct {
 	snapshot *imagestore.Snapshot
 	rootfs   string // the mounted overlay
+	waited   bool   // for another supervisor, and said so
 }
 
 // loadImage finds the image tarball in its collection, has it unpacked unless
@@ -111,7 +112,12 @@ func (r *run) openArchive(ctx context.Context, c *keep.Collection, name, wantID 
 	return archive.Open(ctx, f.WithContext(ctx), f.Size(), archive.Options{WantID: wantID, Scratch: r.Scratch})
 }
 
+// imageProgress is called one at a time.
 func (r *run) imageProgress(p imagestore.Progress) {
+	if p.Waiting && !r.image.waited {
+		r.image.waited = true
+		r.Log.Printf("Waiting for another supervisor on this node, which is unpacking the same image")
+	}
 	if r.Observer != nil {
 		r.Observer.ImageProgress(p)
 	}
