@@ -5,20 +5,13 @@ import (
 	"bytes"
 	"context"
 	"io"
-	"log"
 	"maps"
-	"net/http"
-	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"crunch-oci/arvados"
 	"crunch-oci/keep"
@@ -43,13 +36,36 @@ func startCluster(t testing.TB, n *node) *cluster {
 	t.Helper()
 	dir := filepath.Join(n.dir, "cluster")
 	c := connectCluster(t, n.start(t, run{args: []string{"cluster", "--dir", dir}, env: []string{"CRUNCH_RUN_STORE_DIR="}}))
+	endCluster(t, c.process)
+	return c
+}
+
+// endCluster ends a cluster with the test, unless the test has killed it.
+func endCluster(t testing.TB, p *process) {
 	t.Cleanup(func() {
-		c.process.signal(t, syscall.SIGTERM)
-		if code := c.process.wait(t); code != 0 {
-			t.Errorf("crunch-run cluster ended with %d:\n%s", code, c.process.stderr.String())
+		select {
+		case <-p.done:
+			if p.code == 128+int(syscall.SIGKILL) {
+				return
+			}
+		default:
+			p.signal(t, syscall.SIGTERM)
+		}
+		if code := p.wait(t); code != 0 {
+			t.Errorf("crunch-run cluster ended with %d:\n%s", code, p.stderr.String())
 		}
 	})
-	return c
+}
+
+// restart starts the cluster again after its process has been killed. The API
+// is where it was; the block server gets a new port.
+func (c *cluster) restart(t testing.TB, n *node) {
+	t.Helper()
+	args := []string{"cluster", "--dir", filepath.Join(n.dir, "cluster"), "--listen", c.env["ARVADOS_API_HOST"]}
+	again := connectCluster(t, n.start(t, run{args: args, env: []string{"CRUNCH_RUN_STORE_DIR="}}))
+	endCluster(t, again.process)
+	again.requests = c.requests
+	*c = *again
 }
 
 // connectCluster connects to a cluster that is being started.
@@ -264,6 +280,16 @@ func (c *cluster) collection(t testing.TB, pdh string) *keep.Collection {
 	return coll
 }
 
+// manifest is the text of a collection.
+func (c *cluster) manifest(t testing.TB, pdh string) string {
+	t.Helper()
+	record, err := c.dispatch.GetCollection(t.Context(), pdh, "manifest_text")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return record.ManifestText
+}
+
 // file reads a file of a collection; "" if there is none.
 func (c *cluster) file(t testing.TB, pdh, name string) string {
 	t.Helper()
@@ -383,54 +409,6 @@ func readFile(t testing.TB, path string) string {
 	}
 	return string(data)
 }
-
-// slowKeep stands before the cluster's block server and holds back what is read
-// until it is released.
-type slowKeep struct {
-	*httptest.Server
-	arrived chan struct{} // closed by the first read
-	gate    chan struct{} // closed by release
-	once    sync.Once
-}
-
-func newSlowKeep(t testing.TB, c *cluster) *slowKeep {
-	t.Helper()
-	target, err := url.Parse(c.keepURL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &slowKeep{arrived: make(chan struct{}), gate: make(chan struct{})}
-	proxy := httputil.NewSingleHostReverseProxy(target)
-	proxy.ErrorLog = log.New(io.Discard, "", 0)
-	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method == http.MethodGet {
-			s.once.Do(func() { close(s.arrived) })
-			select {
-			case <-s.gate:
-			case <-r.Context().Done():
-				return
-			}
-		}
-		proxy.ServeHTTP(w, r)
-	}))
-	t.Cleanup(func() {
-		s.CloseClientConnections()
-		s.Close()
-	})
-	return s
-}
-
-// reading waits until somebody waits for a block.
-func (s *slowKeep) reading(t testing.TB) {
-	t.Helper()
-	select {
-	case <-s.arrived:
-	case <-time.After(patience):
-		t.Fatal("nobody reads from Keep")
-	}
-}
-
-func (s *slowKeep) release() { close(s.gate) }
 
 // finishedQuietly is finished for a Complete container whose logs are too large
 // to be searched.

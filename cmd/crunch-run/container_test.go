@@ -463,15 +463,15 @@ func TestStoppedBeforeRunning(t *testing.T) {
 	n := newNode(t)
 	c := startCluster(t, n)
 	uuid := c.submit(t, c.storeTools(t), sh("echo never"), nil)
-	slow := newSlowKeep(t, c)
+	slow := newKeepProxy(t, c)
+	slow.hold()
 	p := n.start(t, run{args: []string{uuid}, env: append(c.supervisorEnv(), "ARVADOS_KEEP_SERVICES="+slow.URL)})
-	slow.reading(t)
+	slow.awaitReader(t)
 	p.signal(t, syscall.SIGTERM)
 	record := c.finished(t, n, p, uuid, 0, arvados.StateQueued)
 	if !strings.Contains(p.stderr.String(), "caught signal: terminated") {
 		t.Errorf("stderr does not name the signal:\n%s", p.stderr.String())
 	}
-	slow.release()
 	if images, _ := os.ReadDir(filepath.Join(n.store(), "images")); len(images) != 0 {
 		t.Errorf("an image that was not unpacked is in the store: %v", images)
 	}

@@ -15,17 +15,7 @@ import (
 func startDispatching(t testing.TB, n *node, dir string, slots int) *cluster {
 	t.Helper()
 	c := connectCluster(t, n.start(t, run{args: []string{"cluster", "--dir", dir, "--dispatch", fmt.Sprint(slots)}}))
-	t.Cleanup(func() {
-		select {
-		case <-c.process.done: // killed by the test
-			return
-		default:
-		}
-		c.process.signal(t, syscall.SIGTERM)
-		if code := c.process.wait(t); code != 0 {
-			t.Errorf("crunch-run cluster ended with %d:\n%s", code, c.process.stderr.String())
-		}
-	})
+	endCluster(t, c.process)
 	return c
 }
 

@@ -2,16 +2,10 @@ package main_test
 
 import (
 	"fmt"
-	"io"
 	"math/rand/v2"
-	"net/http"
-	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -210,46 +204,6 @@ func TestOrphans(t *testing.T) {
 	}
 }
 
-// countingKeep stands before the cluster's block server and counts the bytes
-// that are read.
-type countingKeep struct {
-	*httptest.Server
-	bytes atomic.Int64
-}
-
-func newCountingKeep(t testing.TB, c *cluster) *countingKeep {
-	t.Helper()
-	target, err := url.Parse(c.keepURL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	k := new(countingKeep)
-	proxy := httputil.NewSingleHostReverseProxy(target)
-	proxy.ModifyResponse = func(resp *http.Response) error {
-		if resp.Request.Method == http.MethodGet {
-			resp.Body = countedBody{resp.Body, &k.bytes}
-		}
-		return nil
-	}
-	k.Server = httptest.NewServer(proxy)
-	t.Cleanup(func() {
-		k.CloseClientConnections()
-		k.Close()
-	})
-	return k
-}
-
-type countedBody struct {
-	io.ReadCloser
-	n *atomic.Int64
-}
-
-func (b countedBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	b.n.Add(int64(n))
-	return n, err
-}
-
 // TestConcurrentUnpacking lets several supervisors of a node want the same image
 // at once: it is unpacked once.
 func TestConcurrentUnpacking(t *testing.T) {
@@ -261,7 +215,7 @@ func TestConcurrentUnpacking(t *testing.T) {
 			m := layeredImage(t)
 			tarball := m.dockerSave()
 			image := c.storeImage(t, m.id(), tarball)
-			k := newCountingKeep(t, c)
+			k := newKeepProxy(t, c)
 			uuids, processes := make([]string, count), make([]*process, count)
 			for i := range count {
 				uuids[i] = c.submit(t, image, []string{"sh", "-c", inspect}, nil)
@@ -287,7 +241,7 @@ func TestConcurrentUnpacking(t *testing.T) {
 			if images, _ := os.ReadDir(filepath.Join(n.store(), "images")); len(images) != 1 {
 				t.Errorf("images in the store: %v", images)
 			}
-			if read := k.bytes.Load(); read > int64(len(tarball))*3/2 {
+			if read := k.read.Load(); read > int64(len(tarball))*3/2 {
 				t.Errorf("%d bytes were read from Keep to unpack an image of %d", read, len(tarball))
 			}
 		})
@@ -302,9 +256,10 @@ func TestUnpackerKilled(t *testing.T) {
 	c := startCluster(t, n)
 	image := c.storeTools(t)
 	first, second := c.submit(t, image, sh("echo first"), nil), c.submit(t, image, sh("echo second"), nil)
-	slow := newSlowKeep(t, c)
+	slow := newKeepProxy(t, c)
+	slow.hold()
 	p1 := n.start(t, run{args: []string{first}, env: append(c.supervisorEnv(), "ARVADOS_KEEP_SERVICES="+slow.URL)})
-	slow.reading(t)
+	slow.awaitReader(t)
 	p2 := c.supervise(t, n, second)
 	p2.stderr.mustSay(t, "Loading Docker image from keep")
 	if images, _ := os.ReadDir(filepath.Join(n.store(), "images")); len(images) != 0 {
