@@ -66,6 +66,7 @@ type Cluster struct {
 	addrs []listenAddr
 	ids   identity
 	undo  undo.Stack
+	grace time.Duration // see shutdownTime
 
 	closeOnce sync.Once
 	closeErr  error
@@ -112,7 +113,7 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("local cluster: %w", err)
 	}
-	c := &Cluster{dir: dir}
+	c := &Cluster{dir: dir, grace: shutdownTime}
 	if err := c.start(ctx, o); err != nil {
 		return nil, errors.Join(fmt.Errorf("start local cluster in %s: %w", dir, err), c.undo.Run(ctx))
 	}
@@ -281,7 +282,7 @@ func (c *Cluster) serve(name string, h http.Handler, log *slog.Logger, config *t
 		})
 	}
 	c.undo.Add("stop "+name+" server", func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, shutdownTime)
+		ctx, cancel := context.WithTimeout(ctx, c.grace)
 		defer cancel()
 		err := server.Shutdown(ctx)
 		if err != nil { // somebody is very slow

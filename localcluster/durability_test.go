@@ -23,7 +23,10 @@ const childEnv = "LOCALCLUSTER_TEST_CHILD"
 // noSyncEnv makes it do without fsync, which a kill does not need.
 const noSyncEnv = "LOCALCLUSTER_TEST_NOSYNC"
 
-type childInfo struct{ Host, CA, Keep, User, Dispatcher, Admin string }
+type childInfo struct {
+	Host, CA, Keep, User, Dispatcher, Admin string
+	PID                                     int
+}
 
 func childMain(dir string) int {
 	c, err := Start(context.Background(), Options{Dir: dir, ClusterID: "zzzzz", NoSync: os.Getenv(noSyncEnv) != ""})
@@ -31,7 +34,7 @@ func childMain(dir string) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	json.NewEncoder(os.Stdout).Encode(childInfo{c.Host(), c.CAFile(), c.KeepURL(), c.UserToken(), c.DispatcherToken(), c.AdminToken()})
+	json.NewEncoder(os.Stdout).Encode(childInfo{c.Host(), c.CAFile(), c.KeepURL(), c.UserToken(), c.DispatcherToken(), c.AdminToken(), os.Getpid()})
 	io.Copy(io.Discard, os.Stdin)
 	if err := c.Close(); err != nil {
 		return 1

@@ -18,6 +18,10 @@ import (
 	"go.uber.org/goleak"
 )
 
+// raceDetector is true when the tests run with it: everything takes ten times as
+// long and much more memory, so that less is done and memory is not looked at.
+var raceDetector bool
+
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(childEnv); dir != "" {
 		os.Exit(childMain(dir))

@@ -38,6 +38,9 @@ func TestRandomOperations(t *testing.T) {
 	steps := shortSteps
 	switch v := os.Getenv("LOCALCLUSTER_TEST_STEPS"); v {
 	case "":
+		if raceDetector {
+			steps = shortSteps / 3
+		}
 	case "long":
 		steps = longSteps
 	default:

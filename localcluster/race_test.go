@@ -1,0 +1,5 @@
+//go:build race
+
+package localcluster
+
+func init() { raceDetector = true }
