@@ -87,7 +87,7 @@ bench: ## benchmarks beside their peers; writes what doc/performance.md shows
 	scripts/bench.sh
 
 .PHONY: lint
-lint: build-deps fmt vet staticcheck imports ## all static checks
+lint: build-deps fmt vet staticcheck imports mod ## all static checks
 
 .PHONY: fmt
 fmt: ## gofmt
@@ -104,6 +104,10 @@ staticcheck: build-deps ## staticcheck
 .PHONY: imports
 imports: build-deps ## the import rules of the map (.depguard.yml)
 	GOFLAGS=-tags=$(TAGS) go run $(DEPGUARD) ./...
+
+.PHONY: mod
+mod: ## go.mod says what is used
+	go mod tidy -diff
 
 .PHONY: vuln
 vuln: build-deps ## govulncheck, where its database can be reached
