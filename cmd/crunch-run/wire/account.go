@@ -26,7 +26,9 @@ type clusterFacts struct {
 	services    keep.ServiceLister
 	replication int
 	classes     []string
-	tls         *tls.Config
+	// signatureTTL is how long block signatures last; 0: unknown, or for ever.
+	signatureTTL time.Duration
+	tls          *tls.Config
 	// logPeriod and logGrowth say how often a growing log is saved; 0: unknown.
 	logPeriod time.Duration
 	logGrowth int64
@@ -52,6 +54,8 @@ func learn(ctx context.Context, api *arvados.Client, cfg arvados.Config) (*clust
 		classes:     exported.DefaultStorageClasses(),
 		logPeriod:   time.Duration(discovery.CrunchLogUpdatePeriod) * time.Second,
 		logGrowth:   discovery.CrunchLogUpdateSize,
+
+		signatureTTL: time.Duration(discovery.BlobSignatureTTL) * time.Second,
 	}
 	f.services, err = keepServices(api, cfg)
 	return f, err
@@ -131,27 +135,48 @@ func (a *account) SaveCollection(ctx context.Context, name, manifest string) (st
 
 // saver sends the log collection's requests with the dispatcher's token.
 type saver struct {
-	api  *arvados.Client
-	uuid string
+	api    *arvados.Client
+	uuid   string // of the container
+	files  *keep.Collection
+	ttl    time.Duration // of block signatures; 0: for ever
+	signed time.Time     // when no signature was older
 }
 
 // CreateCollection implements joblog.Saver.
-func (s saver) CreateCollection(ctx context.Context, r joblog.Request) (uuid, pdh string, err error) {
+func (s *saver) CreateCollection(ctx context.Context, r joblog.Request) (uuid, pdh string, err error) {
 	saved, err := s.api.CreateCollection(ctx, attributes(r.Collection), r.EnsureUniqueName, r.Select...)
 	return saved.UUID, saved.PortableDataHash, err
 }
 
 // UpdateCollection implements joblog.Saver.
-func (s saver) UpdateCollection(ctx context.Context, uuid string, r joblog.Request) (string, error) {
+func (s *saver) UpdateCollection(ctx context.Context, uuid string, r joblog.Request) (string, error) {
 	saved, err := s.api.UpdateCollection(ctx, uuid, attributes(r.Collection), r.Select...)
 	if arvados.IsStatus(err, 404) {
 		err = fmt.Errorf("%w: %w", joblog.ErrCollectionGone, err)
 	}
+	if err == nil && !r.Collection.IsTrashed {
+		s.signAgain(ctx, uuid)
+	}
 	return saved.PortableDataHash, err
 }
 
+// signAgain gives the log's blocks new signatures in good time: a job may run
+// for longer than they last, and a manifest with an old one is refused. If it
+// fails the next save tries again.
+func (s *saver) signAgain(ctx context.Context, uuid string) {
+	began := time.Now()
+	if s.ttl == 0 || began.Sub(s.signed) < s.ttl/2 {
+		return
+	}
+	saved, err := s.api.GetCollection(ctx, uuid, "uuid", "manifest_text")
+	if err == nil {
+		s.files.RefreshSignatures(saved.ManifestText)
+		s.signed = began
+	}
+}
+
 // SetContainerLog implements joblog.Saver.
-func (s saver) SetContainerLog(ctx context.Context, pdh string) error {
+func (s *saver) SetContainerLog(ctx context.Context, pdh string) error {
 	return s.api.UpdateContainer(ctx, s.uuid, map[string]any{"log": pdh})
 }
 

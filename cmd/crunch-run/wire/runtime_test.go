@@ -14,7 +14,7 @@ import (
 func TestRuntimeWarnings(t *testing.T) {
 	tree := make(logTree)
 	var stderr bytes.Buffer
-	log, err := joblog.New(joblog.Config{UUID: "zzzzz-dz642-000000000000000", Tree: tree, Saver: saver{}, Stderr: &stderr})
+	log, err := joblog.New(joblog.Config{UUID: "zzzzz-dz642-000000000000000", Tree: tree, Saver: &saver{}, Stderr: &stderr})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -158,7 +158,7 @@ func (j Job) newLog(api *arvados.Client, facts *clusterFacts, dispatcher *accoun
 	}
 	cleanup.Add("close log collection", func(context.Context) error { return tree.Close() })
 	log, err := joblog.New(joblog.Config{
-		UUID: j.UUID, Tree: joblog.InCollection(tree), Saver: saver{api, j.UUID}, Stderr: j.Stderr,
+		UUID: j.UUID, Tree: joblog.InCollection(tree), Saver: &saver{api: api, uuid: j.UUID, files: tree, ttl: facts.signatureTTL, signed: time.Now()}, Stderr: j.Stderr,
 		Period: facts.logPeriod, Growth: facts.logGrowth,
 	})
 	if err != nil {
