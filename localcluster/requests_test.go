@@ -175,6 +175,28 @@ func TestImageResolution(t *testing.T) {
 	}
 }
 
+// An image in the old format stands for the one that an administrator has made of
+// it, by whatever name it is asked for. Users cannot redirect images.
+func TestMigratedImage(t *testing.T) {
+	p := setUp(t)
+	hex := strings.Repeat("7", 64)
+	old := p.user.collection(nil, hex+".tar", "old")
+	young := p.user.collection(nil, "sha256:"+hex+".tar", "new")
+	p.user.must("POST", "links", obj{"link": obj{"link_class": "docker_image_repo+tag", "name": "legacy:1", "head_uuid": old["uuid"]}})
+	migrate := obj{"link": obj{"link_class": "docker_image_migration", "name": "migrate", "tail_uuid": old["portable_data_hash"], "head_uuid": young["portable_data_hash"]}}
+	p.user.must("POST", "links", migrate)
+	for _, term := range []string{"legacy:1", str(old, "portable_data_hash")} {
+		p.user.want(422, "POST", "container_requests", request(obj{"container_image": term}))
+	}
+	p.root.must("POST", "links", migrate)
+	for _, term := range []string{"legacy:1", str(old, "portable_data_hash")} {
+		_, container := p.submit(obj{"container_image": term})
+		if c := p.container(container); c["container_image"] != young["portable_data_hash"] {
+			t.Errorf("%s: %v", term, c["container_image"])
+		}
+	}
+}
+
 // What Python clients generate their methods from names paths that exist.
 func TestDiscoveryDocument(t *testing.T) {
 	c := start(t, Options{NoSync: true})

@@ -19,6 +19,8 @@ var (
 const (
 	linkHash    = "docker_image_hash"
 	linkRepoTag = "docker_image_repo+tag"
+	// linkMigration leads from an image in the old format to one in the new.
+	linkMigration = "docker_image_migration"
 )
 
 // resolveImage finds the PDH of the image collection that a container request
@@ -34,10 +36,15 @@ func (c *call) resolveImage(term string) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		if imageFormat(rec.Str("manifest_text")) != 2 {
-			return "", notFound
+		switch imageFormat(rec.Str("manifest_text")) {
+		case 2:
+			return rec.Str("portable_data_hash"), nil
+		case 1:
+			if pdh, err := c.migratedImage(rec.Str("portable_data_hash")); err != nil || pdh != "" {
+				return pdh, err
+			}
 		}
-		return rec.Str("portable_data_hash"), nil
+		return "", notFound
 	}
 	name := term
 	if last := term[strings.LastIndex(term, "/")+1:]; !strings.Contains(last, ":") {
@@ -95,10 +102,37 @@ func (c *call) newestImage(where store.Cond) (pdh string, v1 bool, err error) {
 		case 2:
 			return rec.Str("portable_data_hash"), v1, nil
 		case 1:
+			if pdh, err := c.migratedImage(rec.Str("portable_data_hash")); err != nil || pdh != "" {
+				return pdh, false, err
+			}
 			v1 = true
 		}
 	}
 	return "", v1, nil
+}
+
+// migratedImage finds the readable image that an administrator has made of one
+// in the old format, "" if there is none. The links are the system's, from PDH to
+// PDH.
+func (c *call) migratedImage(old string) (string, error) {
+	heads, err := c.tx.Strings("SELECT head_uuid FROM links WHERE link_class = ? AND tail_uuid = ? AND owner_uuid = ? ORDER BY created_at DESC",
+		linkMigration, old, c.s.systemUUID("tpzed"))
+	if err != nil {
+		return "", err
+	}
+	for _, pdh := range heads {
+		rec, err := c.findByPDH(pdh, false)
+		if _, refused := err.(*apiError); refused {
+			continue
+		}
+		if err != nil {
+			return "", err
+		}
+		if imageFormat(rec.Str("manifest_text")) == 2 {
+			return rec.Str("portable_data_hash"), nil
+		}
+	}
+	return "", nil
 }
 
 // imageFormat tells which kind of image collection a manifest is of: 2 or 1,
