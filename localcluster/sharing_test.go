@@ -166,3 +166,64 @@ func TestSharingChains(t *testing.T) {
 	}
 	bob.want(403, "PUT", "links/"+link, obj{"link": obj{"name": "can_manage"}})
 }
+
+// What is in projects, listed as arv-mount does.
+func TestContents(t *testing.T) {
+	p := setUp(t)
+	bob := p.second()
+	project := str(p.user.must("POST", "groups", obj{"group": obj{"name": "p", "group_class": "project"}}), "uuid")
+	inner := str(p.user.must("POST", "groups", obj{"group": obj{"name": "inner", "group_class": "project", "owner_uuid": project}}), "uuid")
+	coll := str(p.user.collection(obj{"owner_uuid": project, "name": "c"}), "uuid")
+	deep := str(p.user.collection(obj{"owner_uuid": inner, "name": "d"}), "uuid")
+	r, _ := p.submit(obj{"owner_uuid": project})
+	list := func(c *client, path string, params map[string]string) string {
+		t.Helper()
+		a := c.get("groups/"+path, params)
+		if a.status != 200 {
+			return fmt.Sprint(a.status)
+		}
+		out := ""
+		for _, item := range a.obj["items"].([]any) {
+			rec := item.(map[string]any)
+			out += " " + str(rec, "uuid")
+			if rec["kind"] == nil {
+				t.Errorf("no kind: %v", rec)
+			}
+		}
+		return fmt.Sprint(a.obj["items_available"], out)
+	}
+	all := "3 " + inner + " " + str(r, "uuid") + " " + coll
+	for _, c := range []struct {
+		what   string
+		who    *client
+		path   string
+		params map[string]string
+		want   string
+	}{
+		{"all", p.user, project + "/contents", nil, all},
+		{"recursive", p.user, project + "/contents", map[string]string{"recursive": "true"}, "4 " + inner + " " + str(r, "uuid") + " " + deep + " " + coll},
+		{"second page", p.user, project + "/contents", map[string]string{"limit": "1", "offset": "1"}, "3 " + str(r, "uuid")},
+		{"none", p.user, project + "/contents", map[string]string{"limit": "0"}, "3"},
+		{"one kind", p.user, project + "/contents", map[string]string{"filters": `[["uuid","is_a","arvados#collection"]]`}, "1 " + coll},
+		{"filter of one kind", p.user, project + "/contents", map[string]string{"filters": `[["collections.name","=","nosuch"]]`}, "2 " + inner + " " + str(r, "uuid")},
+		{"bad filter", p.user, project + "/contents", map[string]string{"filters": `[["nosuch","=",1]]`}, "422"},
+		{"home", p.user, p.me(p.user) + "/contents", map[string]string{"filters": `[["uuid","is_a","arvados#group"]]`}, "1 " + project},
+		{"no project", p.user, "zzzzz-j7d0g-000000000000001/contents", nil, "404"},
+		{"not his", bob, project + "/contents", nil, "404"},
+		{"nothing shared", bob, "shared", nil, "0"},
+	} {
+		if got := list(c.who, c.path, c.params); got != c.want {
+			t.Errorf("%s: %s, want %s", c.what, got, c.want)
+		}
+	}
+	p.user.share(p.me(bob), "can_read", project)
+	if got := list(bob, project+"/contents", nil); got != all {
+		t.Errorf("shared with bob: %s", got)
+	}
+	if got := list(bob, "shared", nil); got != "1 "+project {
+		t.Errorf("list of what is shared with bob: %s", got)
+	}
+	if got := list(p.user, "shared", nil); got != "0" {
+		t.Errorf("list of what is shared with the owner: %s", got)
+	}
+}

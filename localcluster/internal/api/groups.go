@@ -42,8 +42,11 @@ func groupResource() *resource {
 		return nil
 	}
 	res.endpoints = map[string]endpoint{
-		"GET":        {do: (*call).list},
-		"GET {uuid}": {do: (*call).get},
+		"GET":                 {do: (*call).list},
+		"GET {uuid}":          {do: (*call).get},
+		"GET contents":        {do: func(c *call, _ string) (any, error) { return c.contents("") }},
+		"GET {uuid}/contents": {do: (*call).contents},
+		"GET shared":          {do: (*call).shared},
 		"POST": {do: func(c *call, _ string) (any, error) {
 			var made store.Record
 			out, err := c.create(func(rec, given store.Record) error {

@@ -1,0 +1,176 @@
+package api
+
+import (
+	"encoding/json"
+	"slices"
+	"strings"
+
+	"crunch-oci/localcluster/internal/query"
+	"crunch-oci/localcluster/internal/store"
+)
+
+// What is in projects, as one list of records of several kinds (section 7 lists
+// the methods, for arv-mount).
+
+// contentKinds are the kinds of records in a project, in the order in which
+// they are listed.
+var contentKinds = []string{"groups", "container_requests", "collections"}
+
+// contents lists what is in a project, or in a user's home. Without a UUID, it
+// is everything that the caller can read.
+func (c *call) contents(uuid string) (any, error) {
+	recursive, err := c.params.boolean("recursive")
+	if err != nil {
+		return nil, err
+	}
+	var where []store.Cond
+	if uuid != "" {
+		if uuid != c.caller.userUUID() {
+			table := c.s.resources["groups"]
+			if strings.HasPrefix(uuid[5:], "-tpzed-") {
+				table = c.s.resources["users"]
+			}
+			if _, err := c.find(table, uuid, false); err != nil {
+				return nil, err
+			}
+		}
+		where = []store.Cond{{SQL: "owner_uuid = ?", Args: []any{uuid}}}
+		if recursive {
+			where = []store.Cond{{SQL: "owner_uuid IN (" + belowSQL + ")", Args: []any{uuid}}}
+		}
+	}
+	limit, err := c.number("limit", 100)
+	if err != nil {
+		return nil, err
+	}
+	offset, err := c.number("offset", 0)
+	if err != nil {
+		return nil, err
+	}
+	limit = min(limit, maxItemsPerResponse)
+	trashed, err := c.params.boolean("include_trash")
+	if err != nil {
+		return nil, err
+	}
+	items := []map[string]any{}
+	skip, available := offset, int64(0)
+	for _, kind := range contentKinds {
+		part := *c
+		part.res = c.s.resources[kind]
+		conds, err := part.contentFilters()
+		if err != nil {
+			return nil, err
+		}
+		q := store.Query{
+			Columns: slices.DeleteFunc(part.res.table.Columns(false), func(n string) bool { return slices.Contains(part.res.onlySelected, n) }),
+			Where:   slices.Concat(c.readable(part.res, trashed), where, conds), OrderBy: "modified_at DESC, uuid DESC",
+			Offset: skip, Limit: limit - int64(len(items)), MaxText: pageText,
+		}
+		if kind == "groups" { // roles are in nobody's project
+			q.Where = append(q.Where, store.Cond{SQL: "group_class = 'project'"})
+		}
+		n, err := c.tx.Count(part.res.table, q)
+		if err != nil {
+			return nil, err
+		}
+		available += n
+		if skip >= n {
+			skip -= n
+			continue
+		}
+		skip = 0
+		if q.Limit == 0 {
+			continue
+		}
+		rs, err := c.tx.Select(part.res.table, q)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range rs {
+			item, err := part.render(r, nil)
+			if err != nil {
+				return nil, err
+			}
+			items = append(items, item)
+		}
+	}
+	return map[string]any{"kind": "arvados#objectList", "offset": offset, "limit": limit, "items": items, "items_available": available, "included": []any{}}, nil
+}
+
+// contentFilters are the filters parameter as far as it is about this kind: an
+// attribute may be preceded by the kind's name.
+func (c *call) contentFilters() ([]store.Cond, error) {
+	v := c.params.values["filters"]
+	if v.unset() {
+		return nil, nil
+	}
+	var list []json.RawMessage
+	if err := json.Unmarshal(v.raw(), &list); err != nil {
+		return nil, plainError(400, "filters: %v", err)
+	}
+	mine := []json.RawMessage{}
+	for _, raw := range list {
+		var f []json.RawMessage
+		var attr string
+		if json.Unmarshal(raw, &f) == nil && len(f) == 3 && json.Unmarshal(f[0], &attr) == nil {
+			if kind, rest, ok := strings.Cut(attr, "."); ok && slices.Contains(contentKinds, kind) {
+				if kind != c.res.name {
+					continue
+				}
+				f[0] = mustJSON(rest)
+				raw = mustJSON(f)
+			}
+		}
+		mine = append(mine, raw)
+	}
+	conds, err := query.Filters(c.res.table, mustJSON(mine))
+	if err != nil {
+		return nil, raised("ArgumentError", "%s", capital(err))
+	}
+	return conds, nil
+}
+
+// shared lists the projects that others share with the caller: those that do not
+// lie in a project, or a home, that the caller sees as well.
+func (c *call) shared(string) (any, error) {
+	limit, err := c.number("limit", 100)
+	if err != nil {
+		return nil, err
+	}
+	offset, err := c.number("offset", 0)
+	if err != nil {
+		return nil, err
+	}
+	limit = min(limit, maxItemsPerResponse)
+	conds, err := c.contentFilters()
+	if err != nil {
+		return nil, err
+	}
+	reach := c.reachArgs(canRead)
+	q := store.Query{
+		Columns: c.res.table.Columns(false), OrderBy: "modified_at DESC, uuid DESC", Limit: limit, Offset: offset, MaxText: pageText,
+		Where: slices.Concat(c.readable(c.res, false), conds, []store.Cond{
+			{SQL: "group_class = 'project' AND owner_uuid <> ?", Args: []any{c.caller.userUUID()}},
+			{SQL: "owner_uuid NOT IN (SELECT uuid FROM groups WHERE group_class = 'project' AND uuid IN (" + reachSQL + "))", Args: reach},
+		}),
+	}
+	items := []map[string]any{}
+	if limit > 0 {
+		rs, err := c.tx.Select(c.res.table, q)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range rs {
+			item, err := c.render(r, nil)
+			if err != nil {
+				return nil, err
+			}
+			items = append(items, item)
+		}
+	}
+	n, err := c.tx.Count(c.res.table, q)
+	if err != nil {
+		return nil, err
+	}
+	return map[string]any{"kind": "arvados#groupList", "offset": offset, "limit": limit, "items": items, "items_available": n, "included": []any{}}, nil
+}
