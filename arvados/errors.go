@@ -43,6 +43,12 @@ func IsStatus(err error, codes ...int) bool {
 	return errors.As(err, &e) && slices.Contains(codes, e.Status)
 }
 
+// Temporary reports whether the call may succeed later: the server did not
+// answer, or said that it could not, rather than that it would not.
+func (e *Error) Temporary() bool {
+	return e.Status == 0 && retryableTransport(e.Err) || e.Status != 0 && retryableStatus(e.Status)
+}
+
 // Unwrap returns the reason when there was no usable answer.
 func (e *Error) Unwrap() error { return e.Err }
 

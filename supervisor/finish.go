@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"time"
 
 	"crunch-oci/arvados"
@@ -183,7 +182,7 @@ const finalRounds = 6
 // that it refused.
 func mayPass(err error) bool {
 	var e *arvados.Error
-	return errors.As(err, &e) && (e.Status == 0 || e.Status == http.StatusTooManyRequests || e.Status >= http.StatusInternalServerError)
+	return errors.As(err, &e) && e.Temporary()
 }
 
 // cost is the time since the run began, in hours, times the instance's price.

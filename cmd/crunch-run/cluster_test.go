@@ -211,13 +211,6 @@ func (c *cluster) lock(t testing.TB, uuid string) {
 	}
 }
 
-func (c *cluster) unlock(t testing.TB, uuid string) {
-	t.Helper()
-	if err := c.dispatch.Call(t.Context(), "POST", "containers/"+uuid+"/unlock", nil, &struct{}{}); err != nil {
-		t.Fatal(err)
-	}
-}
-
 func (c *cluster) container(t testing.TB, uuid string) arvados.Container {
 	t.Helper()
 	// Also from clean-up functions, when the test's context has ended.

@@ -468,7 +468,7 @@ func TestStoppedBeforeRunning(t *testing.T) {
 	p := n.start(t, run{args: []string{uuid}, env: append(c.supervisorEnv(), "ARVADOS_KEEP_SERVICES="+slow.URL)})
 	slow.awaitReader(t)
 	p.signal(t, syscall.SIGTERM)
-	record := c.finished(t, n, p, uuid, 0, arvados.StateQueued)
+	c.finished(t, n, p, uuid, 0, arvados.StateQueued)
 	if !strings.Contains(p.stderr.String(), "caught signal: terminated") {
 		t.Errorf("stderr does not name the signal:\n%s", p.stderr.String())
 	}
@@ -477,7 +477,7 @@ func TestStoppedBeforeRunning(t *testing.T) {
 	}
 	// The next dispatcher takes it from there.
 	c.lock(t, uuid)
-	record = c.finished(t, n, c.supervise(t, n, uuid), uuid, 0, arvados.StateComplete)
+	record := c.finished(t, n, c.supervise(t, n, uuid), uuid, 0, arvados.StateComplete)
 	if out := stamped(t, c.log(t, record, "stdout.txt")); out != "never\n" {
 		t.Errorf("stdout %q", out)
 	}
