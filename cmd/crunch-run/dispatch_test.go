@@ -3,6 +3,7 @@ package main_test
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -91,5 +92,57 @@ func TestDispatchAfterKill(t *testing.T) {
 	r, err := c.user.GetContainerRequest(t.Context(), first.UUID)
 	if err != nil || r.State != arvados.RequestFinal {
 		t.Errorf("the first request: %s %v", r.State, err)
+	}
+}
+
+// A container with API access submits work of its own, with its own token, waits
+// for it, and gets its exit status. The client is this program, with the host's
+// C library beside it.
+func TestDispatchChild(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	c := connectCluster(t, n.start(t, run{
+		args: []string{"cluster", "--dir", filepath.Join(n.dir, "cluster"), "--dispatch", "2"}, env: []string{"CRUNCH_RUN_NETWORK=host"},
+	}))
+	t.Cleanup(func() {
+		c.process.signal(t, syscall.SIGTERM)
+		c.process.wait(t)
+	})
+	files := map[string][]byte{}
+	libraries, err := exec.Command("ldd", program).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range append(strings.Fields(string(libraries)), program) {
+		if filepath.IsAbs(path) {
+			if files[filepath.Base(path)], err = os.ReadFile(path); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	image := c.storeTools(t)
+	parent := c.request(t, image, sh(`/in/ld-linux-x86-64.so.2 --library-path /in /in/crunch-run submit --image `+image+
+		` --wait --json -- sh -c 'echo from the child >said; exit 5' >record; echo $? >status`), attrs{
+		"mounts":              attrs{"/out": attrs{"kind": "tmp"}, "/in": attrs{"kind": "collection", "portable_data_hash": c.store(t, files)}},
+		"runtime_constraints": attrs{"vcpus": 1, "ram": 512 << 20, "API": true},
+	})
+	waitFor(t, "the parent's request to be Final", func() bool {
+		r, err := c.user.GetContainerRequest(t.Context(), parent.UUID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		parent = r
+		return r.State == arvados.RequestFinal
+	})
+	if got := c.file(t, parent.OutputUUID, "status"); got != "5\n" {
+		t.Fatalf("status of the child for its parent: %q; stderr: %s", got, c.log(t, c.container(t, parent.ContainerUUID), "stderr.txt"))
+	}
+	var children []arvados.ContainerRequest
+	if err := c.user.List(t.Context(), "container_requests", map[string]any{
+		"filters": [][]string{{"requesting_container_uuid", "=", parent.ContainerUUID}}}, &children); err != nil {
+		t.Fatal(err)
+	}
+	if len(children) != 1 || children[0].Priority != parent.Priority || c.file(t, children[0].OutputUUID, "said") != "from the child\n" {
+		t.Errorf("children: %+v", children)
 	}
 }
