@@ -117,7 +117,8 @@ func (a *fakeAPI) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		defer a.mu.Unlock()
 		c.Failed = true
 		a.calls = append(a.calls, *c)
-		return
+		// Not return: that would be an answer, 200, which may still arrive.
+		panic(http.ErrAbortHandler)
 	}
 	var answer any
 	if err == nil {

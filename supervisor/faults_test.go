@@ -208,7 +208,7 @@ func TestGivenUpDuringEveryOperation(t *testing.T) {
 			}
 		}
 		if !errors.Is(w.err, errStop) {
-			t.Errorf("error %v", w.err)
+			t.Errorf("error %v; trace\n%s", w.err, strings.Join(w.trace, "\n"))
 		}
 	})
 }

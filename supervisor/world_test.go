@@ -253,6 +253,8 @@ func (w *world) run() {
 		w.giveUp(errors.New("watchdog"))
 		<-done
 	}
+	// Waits for requests whose client has gone.
+	w.api.Close()
 	w.checkInvariants()
 }
 
