@@ -138,7 +138,7 @@ func TestStopped(t *testing.T) {
 	}
 }
 
-// USR1 saves the log now, for somebody who waits for it.
+// USR1 saves the log now, for somebody who waits for it. USR2 does no harm.
 func TestSaveLogNow(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -147,6 +147,7 @@ func TestSaveLogNow(t *testing.T) {
 	p := c.supervise(t, n, uuid)
 	p.stderr.mustSay(t, "Waiting for container to finish")
 	insideContainer(t, n)
+	p.signal(t, syscall.SIGUSR2)
 	waitFor(t, "the words in the saved log", func() bool {
 		p.signal(t, syscall.SIGUSR1)
 		record := c.container(t, uuid)

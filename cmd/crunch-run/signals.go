@@ -19,8 +19,10 @@ func stopSignals(terminal bool) (ctx, stop context.Context, release func()) {
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP)
 	// Asking for it makes writing to a closed stdout or stderr an error instead
 	// of the end of the program. Ignoring it would do that to the container too.
-	pipe := make(chan os.Signal, 1)
-	signal.Notify(pipe, syscall.SIGPIPE)
+	// The others are a dispatcher's: USR1 asks for the log before there is one,
+	// USR2 for prices that are not read yet. Neither must end the container.
+	survived := make(chan os.Signal, 1)
+	signal.Notify(survived, syscall.SIGPIPE, syscall.SIGUSR1, syscall.SIGUSR2)
 	done := make(chan struct{})
 	go func() {
 		for {
@@ -37,7 +39,7 @@ func stopSignals(terminal bool) (ctx, stop context.Context, release func()) {
 	}()
 	return ctx, stop, func() {
 		signal.Stop(signals)
-		signal.Stop(pipe)
+		signal.Stop(survived)
 		close(done)
 		giveUp(nil)
 	}
