@@ -76,8 +76,8 @@ test-quick: build ## the tests without the race detector
 	go test -tags $(TAGS) ./...
 
 .PHONY: soak
-soak: build-deps ## the long forms of the random and mass tests (about ten minutes)
-	LOCALCLUSTER_TEST_STEPS=long CRUNCH_RUN_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m -run 'TestRandomOperations|TestLargeBodies' ./localcluster/
+soak: build-deps ## the long forms of the random and mass tests, all cells of the tables (about ten minutes)
+	LOCALCLUSTER_TEST_STEPS=long CRUNCH_RUN_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m ./localcluster/...
 	CRUNCH_RUN_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m -run TestDispatch ./cmd/crunch-run/
 
 .PHONY: bench
