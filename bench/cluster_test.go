@@ -102,7 +102,7 @@ func newSite(b *testing.B, rootfs string) *site {
 
 func (s *site) connect(b *testing.B, token string) (*arvados.Client, keep.BlockStore) {
 	b.Helper()
-	api, blocks, closer, err := wire.Connect(context.Background(), arvados.Config{Host: s.cluster.Host(), Token: token, CAFile: s.cluster.CAFile()})
+	api, blocks, closer, err := wire.Connect(context.Background(), arvados.Config{Host: s.cluster.Host(), Token: token, CAFile: s.cluster.CAFile()}, wire.KeepRetries)
 	if err != nil {
 		b.Fatal(err)
 	}

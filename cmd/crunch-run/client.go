@@ -9,6 +9,7 @@ import (
 	"crunch-oci/arvados"
 	"crunch-oci/cmd/crunch-run/client"
 	"crunch-oci/cmd/crunch-run/transfer"
+	"crunch-oci/cmd/crunch-run/wire"
 )
 
 // runClient acts for a user of the cluster that the environment names.
@@ -22,7 +23,7 @@ func runClient(args []string, stdout, stderr io.Writer) int {
 			if warning != nil {
 				fmt.Fprintln(stderr, warning)
 			}
-			return connect(ctx, cfg)
+			return connect(ctx, cfg, wire.KeepRetries)
 		},
 	})
 }

@@ -36,11 +36,11 @@ func runLocal(args []string, stdout, stderr io.Writer) int {
 		StateDir: site.LocalDir, TempDir: environment.TempDir,
 		NewScratch: func() (string, func() error, error) { return wire.NewScratch(stop, site, environment.TempDir) },
 		Connect: func(c *localcluster.Cluster, token string) (*transfer.Session, error) {
-			return connect(ctx, clusterConfig(c, token))
+			return connect(ctx, clusterConfig(c, token), localKeepRetries)
 		},
 		Supervise: func(ctx, stop context.Context, c *localcluster.Cluster, j local.Job, obs supervisor.Observer, messages io.Writer) error {
 			return wire.Run(ctx, stop, wire.Job{
-				UUID: j.UUID, Version: programVersion(), Site: site, Env: environment,
+				UUID: j.UUID, Version: programVersion(), Site: site, Env: environment, KeepRetries: localKeepRetries,
 				Flags: config.Flags{
 					EnableMemoryLimit: true, CrunchstatInterval: 10 * time.Second,
 					EnableNetworking: "always", NetworkMode: j.Network,
@@ -52,12 +52,19 @@ func runLocal(args []string, stdout, stderr io.Writer) int {
 }
 
 func clusterConfig(c *localcluster.Cluster, token string) arvados.Config {
-	return arvados.Config{Host: c.Host(), Token: token, CAFile: c.CAFile()}
+	return arvados.Config{Host: c.Host(), Token: token, CAFile: c.CAFile(), Budget: localPatience}
 }
 
+// The embedded cluster is in this process: what it cannot do now, because a disk
+// is full, it will hardly do ten minutes later.
+const (
+	localPatience    = 20 * time.Second
+	localKeepRetries = 2
+)
+
 // connect opens the API and Keep with one token.
-func connect(ctx context.Context, cfg arvados.Config) (*transfer.Session, error) {
-	api, blocks, closer, err := wire.Connect(ctx, cfg)
+func connect(ctx context.Context, cfg arvados.Config, keepRetries int) (*transfer.Session, error) {
+	api, blocks, closer, err := wire.Connect(ctx, cfg, keepRetries)
 	if err != nil {
 		return nil, err
 	}

@@ -135,7 +135,7 @@ func newJob(flags config.Flags, stderr io.Writer) (wire.Job, error) {
 		return wire.Job{}, err
 	}
 	return wire.Job{
-		UUID: flags.UUID, Version: programVersion(), Site: site, Flags: flags,
+		UUID: flags.UUID, Version: programVersion(), Site: site, Flags: flags, KeepRetries: wire.KeepRetries,
 		Env: config.TakeEnvironment(), Cluster: cluster, Stderr: stderr,
 	}, nil
 }

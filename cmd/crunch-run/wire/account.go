@@ -17,15 +17,16 @@ import (
 // bytes: enough for the tar index of an image and for reading ahead.
 const cacheSize = 4 * keep.MaxBlockSize
 
-// keepRetries is the number of rounds over the Keep services after the first
+// KeepRetries is the number of rounds over the Keep services after the first
 // (spec: keep section 9).
-const keepRetries = 10
+const KeepRetries = 10
 
 // clusterFacts are what the cluster says of itself, read once.
 type clusterFacts struct {
 	services    keep.ServiceLister
 	replication int
 	classes     []string
+	retries     int // rounds over the Keep services after the first
 	// signatureTTL is how long block signatures last; 0: unknown, or for ever.
 	signatureTTL time.Duration
 	tls          *tls.Config
@@ -35,7 +36,7 @@ type clusterFacts struct {
 }
 
 // learn reads what Keep clients need to know. All accounts share the answers.
-func learn(ctx context.Context, api *arvados.Client, cfg arvados.Config) (*clusterFacts, error) {
+func learn(ctx context.Context, api *arvados.Client, cfg arvados.Config, retries int) (*clusterFacts, error) {
 	discovery, err := api.Discovery(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("read discovery document: %w", err)
@@ -50,6 +51,7 @@ func learn(ctx context.Context, api *arvados.Client, cfg arvados.Config) (*clust
 	}
 	f := &clusterFacts{
 		tls:         config,
+		retries:     retries,
 		replication: discovery.DefaultCollectionReplication,
 		classes:     exported.DefaultStorageClasses(),
 		logPeriod:   time.Duration(discovery.CrunchLogUpdatePeriod) * time.Second,
@@ -94,7 +96,7 @@ type account struct {
 // or the cluster's default ones.
 func (f *clusterFacts) newAccount(api *arvados.Client, token string, classes []string) (*account, error) {
 	client, err := keep.NewClient(keep.ClientConfig{
-		Services: f.services, Token: token, Retries: keepRetries, TLS: f.tls,
+		Services: f.services, Token: token, Retries: f.retries, TLS: f.tls,
 		DefaultReplication: f.replication, StorageClasses: classes, DefaultStorageClasses: f.classes,
 	})
 	if err != nil {

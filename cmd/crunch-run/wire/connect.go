@@ -8,13 +8,13 @@ import (
 )
 
 // Connect opens the API and Keep with the token in cfg, for the roles that are
-// no supervisor.
-func Connect(ctx context.Context, cfg arvados.Config) (*arvados.Client, keep.BlockStore, func() error, error) {
+// no supervisor; keepRetries as in Job.
+func Connect(ctx context.Context, cfg arvados.Config, keepRetries int) (*arvados.Client, keep.BlockStore, func() error, error) {
 	api, err := arvados.NewClient(cfg)
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	facts, err := learn(ctx, api, cfg)
+	facts, err := learn(ctx, api, cfg, keepRetries)
 	if err != nil {
 		api.Close()
 		return nil, nil, nil, err

@@ -43,7 +43,7 @@ func TestKeepWithPrivateAuthority(t *testing.T) {
 		t.Fatal(err)
 	}
 	cfg := arvados.Config{Host: cluster.Host(), Token: cluster.UserToken(), CAFile: both, KeepServices: []string{srv.URL}}
-	_, blocks, closeAll, err := Connect(t.Context(), cfg)
+	_, blocks, closeAll, err := Connect(t.Context(), cfg, 1)
 	if err != nil {
 		t.Fatal(err)
 	}

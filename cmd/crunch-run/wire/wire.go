@@ -32,6 +32,9 @@ type Job struct {
 	// Message is what the dispatcher wrote to stdin; nil: nothing was read.
 	Message *config.Message
 	Cluster arvados.Config // with the dispatcher's token
+	// KeepRetries is the number of rounds over the Keep services after the
+	// first, usually KeepRetries.
+	KeepRetries int
 	// Stderr gets the supervisor's messages.
 	Stderr io.Writer
 	// Observer may be nil.
@@ -54,7 +57,7 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 		return err
 	}
 	cleanup.Add("close API connections", func(context.Context) error { api.Close(); return nil })
-	facts, err := learnUnlessStopped(ctx, stop, api, j.Cluster)
+	facts, err := learnUnlessStopped(ctx, stop, api, j.Cluster, j.KeepRetries)
 	if err != nil {
 		return err
 	}
@@ -136,10 +139,10 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 
 // learnUnlessStopped is learn, which may retry for minutes, ended by a stop
 // request: nothing is known of the container yet, so nothing is said about it.
-func learnUnlessStopped(ctx, stop context.Context, api *arvados.Client, cfg arvados.Config) (*clusterFacts, error) {
+func learnUnlessStopped(ctx, stop context.Context, api *arvados.Client, cfg arvados.Config, retries int) (*clusterFacts, error) {
 	early, cancel := endedBy(ctx, stop)
 	defer cancel()
-	return learn(early, api, cfg)
+	return learn(early, api, cfg, retries)
 }
 
 // endedBy returns a context that is done when either is, with its cause.
