@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"crunch-oci/internal/forkthread"
 )
 
@@ -233,9 +235,14 @@ func (n *node) locked(t testing.TB) bool {
 		if err != nil {
 			t.Fatal(err)
 		}
-		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		// Asking takes no lock, which another test's child would inherit.
+		holder := unix.Flock_t{Type: unix.F_WRLCK}
+		err = unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &holder)
 		_ = f.Close()
 		if err != nil {
+			t.Fatal(err)
+		}
+		if holder.Type != unix.F_UNLCK {
 			return true
 		}
 	}
