@@ -537,3 +537,53 @@ func TestLimits(t *testing.T) {
 	release(t, n)
 	c.finished(t, n, p, uuid, 0, arvados.StateComplete)
 }
+
+// The container's cgroup lies where the site, or the scheduler, wants it, and is
+// gone after the run.
+func TestCgroupPlacement(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	c := startCluster(t, n)
+	image := c.storeTools(t)
+	own := ""
+	for line := range strings.Lines(readFile(t, "/proc/self/cgroup")) {
+		if f := strings.SplitN(strings.TrimSpace(line), ":", 3); slices.Contains(strings.Split(f[1], ","), "memory") || f[0] == "0" && own == "" {
+			own = f[2]
+		}
+	}
+	for name, tt := range map[string]struct {
+		base   string
+		flags  []string
+		parent string
+	}{
+		"default":            {"", nil, "/crunch-run"},
+		"site":               {"/e2e-" + strconv.Itoa(os.Getpid()) + "/jobs", nil, "/e2e-" + strconv.Itoa(os.Getpid()) + "/jobs"},
+		"scheduler's memory": {"", []string{"-cgroup-parent-subsystem=memory"}, own},
+	} {
+		t.Run(name, func(t *testing.T) {
+			uuid := c.submit(t, image, sh(untilTold), nil)
+			p := n.start(t, run{args: append(tt.flags, uuid), env: append(c.supervisorEnv(), "CRUNCH_RUN_CGROUP_BASE="+tt.base)})
+			want := filepath.Join(tt.parent, uuid)
+			pid := ""
+			waitFor(t, "a program in the container", func() bool {
+				found, _ := filepath.Glob("/proc/[0-9]*/cgroup")
+				for _, path := range found {
+					text, _ := os.ReadFile(path)
+					if exe, _ := os.Readlink(filepath.Dir(path) + "/exe"); strings.Contains(string(text), ":"+want+"\n") && exe == "/bin/busybox" {
+						pid = filepath.Base(filepath.Dir(path))
+						return true
+					}
+				}
+				return false
+			})
+			if err := os.WriteFile("/proc/"+pid+"/root/out/go", nil, 0o666); err != nil {
+				t.Fatal(err)
+			}
+			c.finished(t, n, p, uuid, 0, arvados.StateComplete)
+			left, err := filepath.Glob("/sys/fs/cgroup/*" + want)
+			if err != nil || len(left) > 0 {
+				t.Errorf("cgroups left: %v %v", left, err)
+			}
+		})
+	}
+}
