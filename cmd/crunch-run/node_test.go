@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -43,7 +44,10 @@ func newNode(t testing.TB) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { n.mustBeClean(t) })
+	t.Cleanup(func() {
+		n.mustBeClean(t)
+		n.removeCgroups()
+	})
 	return n
 }
 
@@ -194,6 +198,21 @@ func (n *node) cgroups() ([]string, error) {
 		}
 	}
 	return found, nil
+}
+
+// removeCgroups removes what a failed test has left, so that it does not stay for
+// ever. Files of a test go with its directory.
+func (n *node) removeCgroups() {
+	dirs, _ := n.cgroups()
+	for _, dir := range dirs {
+		_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() && path != dir {
+				_ = os.Remove(path)
+			}
+			return nil
+		})
+		_ = os.Remove(dir)
+	}
 }
 
 // waitFor polls what the kernel or another process does in its own time.
