@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -24,6 +25,10 @@ func retryableStatus(status int) bool {
 // retryableTransport reports whether an attempt without an answer may have one
 // next time.
 func retryableTransport(err error) bool {
+	// Too few descriptors stay too few: nobody gives any back meanwhile.
+	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+		return false
+	}
 	return !isCertificateError(err) && !errors.Is(err, errRedirect) && !errors.Is(err, errTooLarge)
 }
 

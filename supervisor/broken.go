@@ -2,7 +2,13 @@ package supervisor
 
 import (
 	"context"
+	"errors"
 	"regexp"
+
+	"golang.org/x/sys/unix"
+
+	"crunch-oci/imagestore"
+	"crunch-oci/oci"
 )
 
 // brokenPatterns are the texts, in errors of the image load or the container's
@@ -25,6 +31,29 @@ func suggestsBrokenNode(text string) bool {
 	return false
 }
 
+// userErrors are errors that a container's request or image makes on every node.
+var userErrors = []error{
+	oci.ErrRequest,
+	imagestore.ErrCorrupt, imagestore.ErrNoImage, imagestore.ErrWrongID, imagestore.ErrAmbiguous,
+	imagestore.ErrUnsupported, imagestore.ErrMalformed, imagestore.ErrEscape, imagestore.ErrLimit,
+}
+
+// isNodesFault tells whether err suggests a broken node. Where our own packages
+// say whose fault it is, that counts; a command or file that is called "no space
+// left on device" must not drain the cluster node by node.
+func isNodesFault(err error) bool {
+	var start *oci.StartError
+	if errors.As(err, &start) {
+		return false
+	}
+	for _, e := range userErrors {
+		if errors.Is(err, e) {
+			return false
+		}
+	}
+	return errors.Is(err, unix.ENOSPC) || suggestsBrokenNode(err.Error())
+}
+
 // markIfBroken reports whether the failure of s marks the node as broken, and
 // tells whoever marks it. Only steps that depend on the node are looked at.
 func (r *run) markIfBroken(ctx context.Context, s step, err error) bool {
@@ -33,7 +62,7 @@ func (r *run) markIfBroken(ctx context.Context, s step, err error) bool {
 	default:
 		return false
 	}
-	if !suggestsBrokenNode(err.Error()) {
+	if !isNodesFault(err) {
 		return false
 	}
 	r.Log.Printf("Error suggests node is unable to run containers: %v", err)

@@ -49,7 +49,10 @@ func (r *run) createContainer(ctx context.Context) error {
 	if err != nil {
 		return createError(err)
 	}
-	bundle := filepath.Join(r.RunDir.Path(), "bundle")
+	// Not in the runtime directory, which is on a tmpfs that all supervisors and
+	// the system share: /etc/hosts and its like, which the container may write
+	// to, are in the bundle.
+	bundle := filepath.Join(r.Scratch, "bundle")
 	if err := oci.WriteBundle(bundle, spec); err != nil {
 		return fmt.Errorf("While creating container: %w", err)
 	}

@@ -97,6 +97,14 @@ func run(ctx context.Context, o options, env Env) (status int, err error) {
 	defer cancel(nil)
 	defer context.AfterFunc(env.Stop, func() { cancel(context.Cause(env.Stop)) })()
 
+	for _, dir := range []string{env.StateDir, o.output} {
+		if dir == "" {
+			continue
+		}
+		if err := checkWritable(dir); err != nil {
+			return exitFailure, fmt.Errorf("results cannot be written: %w", err)
+		}
+	}
 	view := newView(env.Stdout, env.Stderr, o.verbose)
 	img, err := transfer.Examine(early, o.image, env.TempDir)
 	if err != nil {
@@ -106,6 +114,12 @@ func run(ctx context.Context, o options, env Env) (status int, err error) {
 	if err != nil {
 		return exitFailure, err
 	}
+	room, err := newReserve(dir, img.Size+inputsSize(o.inputs))
+	if err != nil {
+		return exitFailure, err
+	}
+	cleanup.Add("release disk space", func(context.Context) error { return room.release() })
+	view.onEnd = func() { _ = room.release() } // and again in the end
 	user, err := env.Connect(cluster, cluster.UserToken())
 	if err != nil {
 		return exitFailure, err
@@ -138,14 +152,17 @@ func run(ctx context.Context, o options, env Env) (status int, err error) {
 	if ctx.Err() != nil {
 		return exitInterrupted, runErr
 	}
+	_ = room.release()
 	res, err := fetchResults(ctx, user, request, resultDirs(o, env, request.ContainerUUID))
+	if res != nil {
+		if o.keepCluster {
+			res.clusterDir = dir
+		}
+		res.summarise(view, env.Began)
+	}
 	if err != nil {
 		return exitFailure, errors.Join(runErr, err)
 	}
-	if o.keepCluster {
-		res.clusterDir = dir
-	}
-	res.summarise(view, env.Began)
 	return exitStatus(res, runErr, env.Stop.Err() != nil), runErr
 }
 
@@ -203,16 +220,26 @@ func requestAttrs(o options, imagePDH string, inputs map[string]string) map[stri
 	}
 }
 
-// resultDirs are the directories for the output and the log.
-type dirs struct{ output, log string }
+// dirs are the directories for the output and the log, the wanted one first;
+// the others are for when it cannot be written.
+type dirs struct{ output, log []string }
 
-func resultDirs(o options, env Env, uuid string) dirs {
-	base := filepath.Join(env.StateDir, uuid)
-	d := dirs{output: o.output, log: filepath.Join(base, "log")}
-	if d.output == "" {
-		d.output = filepath.Join(base, "output")
+func resultDirs(o options, env Env, uuid string) (d dirs) {
+	if o.output != "" {
+		d.output = append(d.output, o.output)
+	}
+	for _, base := range []string{filepath.Join(env.StateDir, uuid), filepath.Join(env.TempDir, "crunch-run-results."+uuid)} {
+		d.output = append(d.output, filepath.Join(base, "output"))
+		d.log = append(d.log, filepath.Join(base, "log"))
 	}
 	return d
+}
+
+func inputsSize(inputs []input) (total int64) {
+	for _, in := range inputs {
+		total += transfer.TreeSize(in.dir)
+	}
+	return total
 }
 
 // exitStatus maps the end of the run to a status, as docker run does.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/docker/go-units"
 
@@ -123,7 +124,28 @@ func parse(args []string) (options, error) {
 	if o.ram, err = units.RAMInBytes(ram); err != nil || o.ram < minRAM {
 		return o, fmt.Errorf("--ram %q: a size of at least 16MiB is needed, such as 512MiB or 4GB", ram)
 	}
+	if err := o.checkText(); err != nil {
+		return o, err
+	}
 	return o, o.checkFiles()
+}
+
+// checkText refuses bytes that would silently become others: a container request
+// is JSON, whose strings are Unicode.
+func (o *options) checkText() error {
+	texts := append([]string{o.cwd}, o.command...)
+	for k, v := range o.env {
+		texts = append(texts, k, v)
+	}
+	for _, in := range o.inputs {
+		texts = append(texts, in.name)
+	}
+	for _, t := range texts {
+		if !utf8.ValidString(t) {
+			return fmt.Errorf("%q is not UTF-8, and a container request cannot carry anything else", t)
+		}
+	}
+	return nil
 }
 
 func (o *options) addInput(s string) error {

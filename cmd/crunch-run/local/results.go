@@ -1,6 +1,7 @@
 package local
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,10 +18,9 @@ import (
 // results are the end of the run, brought to disk.
 type results struct {
 	container  arvados.Container
-	dirs       dirs
-	hasOutput  bool
-	partial    bool // it is that of a container that was stopped
-	hasLog     bool
+	output     string // directory; "": there is none
+	partial    bool   // it is that of a container that was stopped
+	log        string // directory; "": there is none
 	clusterDir string // "" unless it is kept
 }
 
@@ -33,7 +33,7 @@ func fetchResults(ctx context.Context, s *transfer.Session, request arvados.Cont
 	if request, err = s.API.GetContainerRequest(ctx, request.UUID); err != nil {
 		return nil, fmt.Errorf("read the container request: %w", err)
 	}
-	res := &results{container: container, dirs: d}
+	res := &results{container: container}
 	output := request.OutputUUID
 	if output == "" && container.ExitCode != nil {
 		if output, err = partialOutput(ctx, s, container.UUID); err != nil {
@@ -43,16 +43,34 @@ func fetchResults(ctx context.Context, s *transfer.Session, request arvados.Cont
 	}
 	var errs []error
 	if output != "" {
-		res.hasOutput = true
-		errs = append(errs, s.Export(ctx, output, "", d.output))
+		res.output, err = export(ctx, s, output, "", d.output)
+		errs = append(errs, err)
 	}
 	// The container's own log collection is the dispatcher's; the user has a
 	// copy in the request's.
 	if request.LogUUID != "" {
-		res.hasLog = true
-		errs = append(errs, s.Export(ctx, request.LogUUID, "log for container "+container.UUID, d.log))
+		res.log, err = export(ctx, s, request.LogUUID, "log for container "+container.UUID, d.log)
+		errs = append(errs, err)
 	}
 	return res, errors.Join(errs...)
+}
+
+// export copies a collection, or a directory in it, to the first of dirs that
+// takes it whole, and returns that one. The cluster is about to be removed, so
+// what cannot go where it should goes elsewhere; that is an error all the same.
+func export(ctx context.Context, s *transfer.Session, id, sub string, dirs []string) (where string, err error) {
+	var errs []error
+	for _, dir := range dirs {
+		err := s.Export(ctx, id, sub, dir)
+		if err == nil {
+			if len(errs) > 0 {
+				errs = append(errs, fmt.Errorf("results are complete in %s", dir))
+			}
+			return dir, errors.Join(errs...)
+		}
+		errs = append(errs, err)
+	}
+	return "", errors.Join(errs...)
 }
 
 // partialOutput finds the collection with the output of a container that was
@@ -91,19 +109,12 @@ func (r *results) summarise(v *view, began time.Time) {
 	default:
 		line("exit code", "none")
 	}
-	switch {
-	case r.partial:
-		line("partial output", "%s", r.dirs.output)
-	case r.hasOutput:
-		line("output", "%s", r.dirs.output)
-	default:
-		line("output", "none")
+	label := "output"
+	if r.partial {
+		label = "partial output"
 	}
-	if r.hasLog {
-		line("log", "%s", r.dirs.log)
-	} else {
-		line("log", "none")
-	}
+	line(label, "%s", cmp.Or(r.output, "none"))
+	line("log", "%s", cmp.Or(r.log, "none"))
 	if r.clusterDir != "" {
 		line("cluster", "%s", r.clusterDir)
 	}

@@ -21,6 +21,9 @@ type view struct {
 	unpack  *transfer.Bar
 	started time.Time
 	usage   supervisor.Usage
+
+	// onEnd is called when the container has ended. May be nil.
+	onEnd func()
 }
 
 func newView(stdout, stderr io.Writer, verbose bool) *view {
@@ -78,6 +81,9 @@ func (v *view) Ended(u supervisor.Usage) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.usage = u
+	if v.onEnd != nil {
+		v.onEnd()
+	}
 }
 
 // progress begins a step of total bytes.
