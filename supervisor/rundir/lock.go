@@ -11,17 +11,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The lock file has two bytes that are locked (fcntl(2), open file description
+// The lock file has three bytes that are locked (fcntl(2), open file description
 // locks: they end with the last descriptor, and are inherited with it). Who
-// cleans up holds the first, a run holds both, taken at once; so it can be told
-// what a directory is busy with, without a moment at which it looks different.
+// cleans up holds the first, a run holds the first two, taken at once; so it can
+// be told what a directory is busy with, without a moment at which it looks
+// different. The third is held by the supervisor alone, through a descriptor
+// that no child inherits: if only the first two are held, the supervisor is dead
+// and its children, who get their signal at the same moment, are about to be.
 const (
-	ownByte = 0
-	runByte = 1
+	ownByte   = 0
+	runByte   = 1
+	aliveByte = 2
 )
 
-// errCleaning says that somebody is cleaning up after the previous run.
-var errCleaning = errors.New("another process is still removing what the previous run of this container left on this node")
+// errCleaning says that the previous run is ending, or is being cleaned up after.
+var errCleaning = errors.New("the previous run of this container on this node is still ending, or being cleaned up after")
 
 const (
 	// cleaningPoll is how often a new run looks whether the cleaning is over.
@@ -99,14 +103,30 @@ func tryLock(f *os.File, n int64) error {
 	if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EACCES) {
 		return err
 	}
-	holder := unix.Flock_t{Type: unix.F_WRLCK, Start: runByte, Len: 1}
-	if err := fcntl(f, unix.F_OFD_GETLK, &holder); err != nil {
-		return err
-	}
-	if holder.Type == unix.F_UNLCK {
-		return errCleaning
+	for _, b := range []int64{runByte, aliveByte} {
+		holder := unix.Flock_t{Type: unix.F_WRLCK, Start: b, Len: 1}
+		if err := fcntl(f, unix.F_OFD_GETLK, &holder); err != nil {
+			return err
+		}
+		if holder.Type == unix.F_UNLCK {
+			return errCleaning
+		}
 	}
 	return ErrRunning
+}
+
+// comeAlive locks the byte that says that the supervisor itself lives, for as
+// long as the file it returns is open.
+func comeAlive(path string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(path, lockName), os.O_RDWR|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := fcntl(f, unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Start: aliveByte, Len: 1}); err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // endRun makes of the lock of a run that of who cleans up after it.

@@ -6,7 +6,7 @@
 //
 //	lock     locked, see lock.go; an inherited descriptor keeps it so
 //	owned    one JSON object per line, written before the thing exists
-//	bundle/  and whatever else the run keeps there
+//	...      and whatever else the run keeps there
 //
 // An entry of owned whose thing was never made, or is gone, costs nothing.
 // A lock file may be removed by the run that cleans up while another process
@@ -46,8 +46,9 @@ type Removers map[string]func(ctx context.Context, id string) error
 
 // Dir is a locked runtime directory.
 type Dir struct {
-	path string
-	lock *os.File
+	path  string
+	lock  *os.File
+	alive *os.File // of a run: see aliveByte
 
 	mu    sync.Mutex
 	owned *os.File // opened by the first Own
@@ -69,7 +70,12 @@ func Create(ctx context.Context, root, name string, rm Removers) (*Dir, error) {
 	if err != nil {
 		return nil, fmt.Errorf("runtime directory %s: %w", path, err)
 	}
+	if d.alive, err = comeAlive(path); err != nil {
+		_ = d.lock.Close()
+		return nil, fmt.Errorf("runtime directory %s: %w", path, err)
+	}
 	if err := d.clean(ctx, rm); err != nil {
+		_ = d.alive.Close()
 		_ = d.lock.Close()
 		return nil, fmt.Errorf("clean up after the previous run in %s: %w", path, err)
 	}
@@ -113,6 +119,10 @@ func (d *Dir) Remove(rm Removers) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	defer d.lock.Close()
+	if d.alive != nil {
+		_ = d.alive.Close()
+		d.alive = nil
+	}
 	if d.owned != nil {
 		_ = d.owned.Close()
 		d.owned = nil

@@ -87,8 +87,40 @@ func TestChildHoldsTheLock(t *testing.T) {
 // die leaves a directory as a killed supervisor does.
 func die(t *testing.T, d *Dir) {
 	t.Helper()
+	if err := errors.Join(d.alive.Close(), d.lock.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The FUSE server dies a moment after its supervisor. A new run that comes in
+// between waits for it.
+func TestNewRunWaitsForTheDying(t *testing.T) {
+	root := t.TempDir()
+	d := mustCreate(t, root, nil)
+	if err := d.alive.Close(); err != nil { // the supervisor's death; its child has the lock
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := Create(ctx, root, uuid, nil); !errors.Is(err, errCleaning) || errors.Is(err, ErrRunning) {
+		t.Errorf("with a dying child: %v", err)
+	}
+	if cleaned, err := Sweep(t.Context(), root, nil); err != nil || len(cleaned) != 0 {
+		t.Errorf("sweep: %v %v", cleaned, err)
+	}
+	created := make(chan error, 1)
+	go func() {
+		next, err := Create(t.Context(), root, uuid, nil)
+		if err == nil {
+			err = next.Remove(nil)
+		}
+		created <- err
+	}()
 	if err := d.lock.Close(); err != nil {
 		t.Fatal(err)
+	}
+	if err := <-created; err != nil {
+		t.Error(err)
 	}
 }
 
