@@ -138,15 +138,16 @@ func TestCacheReadAhead(t *testing.T) {
 		limit int64
 		read  func(*keep.File) (int, error)
 		want  int // blocks asked for
+		most  int // if a prefetch that is over by then makes room for another
 	}{
-		{"sequential", 1000, func(f *keep.File) (int, error) { return f.Read(make([]byte, 10)) }, 3},
-		{"little room", 250, func(f *keep.File) (int, error) { return f.Read(make([]byte, 10)) }, 2},
-		{"no room", 150, func(f *keep.File) (int, error) { return f.Read(make([]byte, 10)) }, 1},
-		{"random", 1000, func(f *keep.File) (int, error) { return f.ReadAt(make([]byte, 10), 110) }, 1},
+		{"sequential", 1000, func(f *keep.File) (int, error) { return f.Read(make([]byte, 10)) }, 3, 3},
+		{"little room", 250, func(f *keep.File) (int, error) { return f.Read(make([]byte, 10)) }, 2, 3},
+		{"no room", 150, func(f *keep.File) (int, error) { return f.Read(make([]byte, 10)) }, 1, 1},
+		{"random", 1000, func(f *keep.File) (int, error) { return f.ReadAt(make([]byte, 10), 110) }, 1, 1},
 		{"near the end", 1000, func(f *keep.File) (int, error) {
 			f.ReadAt(make([]byte, 1), 299)
 			return f.ReadAt(make([]byte, 10), 300)
-		}, 3},
+		}, 3, 3},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			store := newMemStore()
@@ -167,8 +168,8 @@ func TestCacheReadAhead(t *testing.T) {
 				t.Fatal(n, err)
 			}
 			cache.WaitPrefetch()
-			if n, _ := store.count(); n != tc.want {
-				t.Errorf("%d blocks fetched, want %d", n, tc.want)
+			if n, _ := store.count(); n < tc.want || n > tc.most {
+				t.Errorf("%d blocks fetched, want %d to %d", n, tc.want, tc.most)
 			}
 			if _, err := io.Copy(io.Discard, f); err != nil {
 				t.Error(err)
