@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"crunch-oci/imagestore/archive"
 	"crunch-oci/imagestore/layer"
@@ -43,7 +44,12 @@ func (sp space) String() string {
 // written. What a compressed layer will need is not known: at least its size.
 func (s *Store) roomFor(layers []archive.Layer, p *meter) error {
 	var need int64
-	for _, l := range layers {
+	for i, l := range layers {
+		// At most one of several ids of the same bytes is right. A manifest that
+		// names them a hundred times does not take a hundred times the room.
+		if slices.ContainsFunc(layers[:i], l.SameData) {
+			continue
+		}
 		if u, err := s.use(l.DiffID.Encoded()); err == nil {
 			u.close()
 			continue
@@ -61,8 +67,10 @@ func (s *Store) roomFor(layers []archive.Layer, p *meter) error {
 	return nil
 }
 
-// bounds gives the limits of one layer: what the options say, and not more than
-// fits. full says that a limit met would be the file system's.
+// bounds gives the limits of one layer: what the options say, and not more bytes
+// than fit. full says that a layer.SizeError would be for want of room. Inodes are
+// not counted beforehand: entries that replace one another take only one, and
+// the kernel says when there are none left.
 func (s *Store) bounds() (o layer.Options, full bool, err error) {
 	o = s.o.Layer
 	sp, err := s.space()
@@ -71,9 +79,6 @@ func (s *Store) bounds() (o layer.Options, full bool, err error) {
 	}
 	if room := max(sp.bytes-sp.reserve, 1); o.MaxBytes == 0 || room < o.MaxBytes {
 		o.MaxBytes, full = room, true
-	}
-	if limit := o.MaxEntries; sp.inodes >= 0 && (limit == 0 && sp.inodes < layer.DefaultMaxEntries || limit > sp.inodes) {
-		o.MaxEntries, full = max(sp.inodes, 1), true
 	}
 	return o, full, nil
 }

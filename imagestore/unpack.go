@@ -214,7 +214,9 @@ func (s *Store) unpackLayer(ctx context.Context, c *claim, l archive.Layer, p *m
 	defer stream.Close()
 	res, err := layer.Extract(ctx, stream, fs, o)
 	if err != nil {
-		if full && errors.Is(err, layer.ErrLimit) {
+		// Only this limit is the disk's: the others are the same on every node.
+		var size *layer.SizeError
+		if full && errors.As(err, &size) {
 			return fmt.Errorf("%w: %w", unix.ENOSPC, err)
 		}
 		return blame(ctx, stream, err)

@@ -24,6 +24,9 @@ type Layer struct {
 	off int64
 }
 
+// SameData tells whether both are the same bytes of one tarball.
+func (l Layer) SameData(m Layer) bool { return l.r == m.r && l.off == m.off && l.Size == m.Size }
+
 // Depth and size of the buffers between the tarball and the consumer. A stream
 // holds at most streamBuffers × chunkSize bytes, and as much again when it is
 // compressed.

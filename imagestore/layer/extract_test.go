@@ -316,8 +316,8 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-// A file that claims to be larger than allowed is refused before it is written.
-func TestHugeFileIsRefusedAtItsHeader(t *testing.T) {
+// A file that is larger than allowed is refused before it is written.
+func TestHugeFileIsNotWritten(t *testing.T) {
 	var buf bytes.Buffer
 	tw := tar.NewWriter(&buf)
 	if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "huge", Size: 1 << 40, Mode: 0o644}); err != nil {
@@ -325,12 +325,34 @@ func TestHugeFileIsRefusedAtItsHeader(t *testing.T) {
 	}
 	dir := t.TempDir()
 	_, err := layer.Extract(t.Context(), io.MultiReader(&buf, endless{}), dir, layer.Options{MaxBytes: 1 << 20})
-	if !errors.Is(err, layer.ErrLimit) {
+	var size *layer.SizeError
+	if !errors.Is(err, layer.ErrLimit) || !errors.As(err, &size) {
 		t.Fatalf("error %v", err)
 	}
 	var st unix.Stat_t
 	if err := unix.Lstat(filepath.Join(dir, "huge"), &st); err == nil && st.Blocks > 0 {
 		t.Errorf("%d blocks were written", st.Blocks)
+	}
+}
+
+// A header may claim what it likes: the limit is not what is wrong with a file
+// that the stream does not have.
+func TestFalseClaim(t *testing.T) {
+	for _, size := range []int64{2 << 20, 99999999999999, 1 << 60} {
+		for _, body := range []int64{0, 3, 1 << 20} {
+			t.Run(fmt.Sprintf("%d of %d", body, size), func(t *testing.T) {
+				var buf bytes.Buffer
+				tw := tar.NewWriter(&buf)
+				if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "a", Size: size, Mode: 0o644}); err != nil {
+					t.Fatal(err)
+				}
+				buf.Write(make([]byte, body))
+				_, err := layer.Extract(t.Context(), &buf, t.TempDir(), layer.Options{MaxBytes: 1 << 20})
+				if want := "a: malformed layer: it ends in the middle of a file"; !errors.Is(err, layer.ErrMalformed) || err.Error() != want {
+					t.Errorf("error %v, want %s", err, want)
+				}
+			})
+		}
 	}
 }
 

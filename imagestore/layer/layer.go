@@ -44,9 +44,24 @@ var (
 	ErrMalformed = errors.New("malformed layer")
 	// ErrEscape says that an entry names something outside of the layer's root.
 	ErrEscape = errors.New("entry leads out of the layer")
-	// ErrLimit says that the layer holds more than Options allow.
+	// ErrLimit says that the layer holds more than Options or the kind of file
+	// system allow.
 	ErrLimit = errors.New("layer exceeds the limit")
 )
+
+// SizeError is the ErrLimit of a layer that really holds more file content than
+// Options.MaxBytes. Where that bound is what the file system has left, this is
+// the one that another machine may not meet.
+type SizeError struct {
+	Max int64 // bytes
+}
+
+func (e *SizeError) Error() string {
+	return fmt.Sprintf("%v of %d bytes of file content", ErrLimit, e.Max)
+}
+
+// Unwrap gives ErrLimit.
+func (e *SizeError) Unwrap() error { return ErrLimit }
 
 // EntryError is a failure on one entry of the layer.
 type EntryError struct {
@@ -91,7 +106,8 @@ type Options struct {
 	// devices and whiteouts made. 0 means DefaultMaxEntries.
 	MaxEntries int64
 	// MaxBytes bounds the bytes written as file content. 0 means no bound but
-	// the file system's.
+	// the file system's. Exceeding it is a SizeError, and only what the stream
+	// really holds exceeds it: a header may claim anything.
 	MaxBytes int64
 	// MaxSparse bounds the sum of the logical sizes of sparse files, in bytes.
 	// 0 means DefaultMaxSparse.

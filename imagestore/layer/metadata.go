@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -59,6 +60,9 @@ func metadataOf(h *tar.Header) (m metadata, skippedXattrs int, err error) {
 		}
 		m.xattrs = append(m.xattrs, xattr{name, v})
 	}
+	// PAX records come as a map. Where an inode has no room for all of the
+	// attributes, which of them is missing must not be chance.
+	slices.SortFunc(m.xattrs, func(a, b xattr) int { return strings.Compare(a.name, b.name) })
 	return m, skippedXattrs, nil
 }
 
@@ -86,7 +90,7 @@ func (x *extractor) applyFile(fd, dirfd int, base string, m metadata) error {
 		}
 	}
 	for _, a := range m.xattrs {
-		if err := x.xattrResult(a, unix.Fsetxattr(fd, a.name, []byte(a.value), 0)); err != nil {
+		if err := x.xattrResult(fd, a, unix.Fsetxattr(fd, a.name, []byte(a.value), 0)); err != nil {
 			return err
 		}
 	}
@@ -107,7 +111,7 @@ func (x *extractor) applyDir(fd int, m metadata) error {
 		return fmt.Errorf("set mode: %w", err)
 	}
 	for _, a := range m.xattrs {
-		if err := x.xattrResult(a, unix.Fsetxattr(fd, a.name, []byte(a.value), 0)); err != nil {
+		if err := x.xattrResult(fd, a, unix.Fsetxattr(fd, a.name, []byte(a.value), 0)); err != nil {
 			return err
 		}
 	}
@@ -134,7 +138,7 @@ func (x *extractor) applyAt(dirfd int, base string, m metadata, isLink bool) err
 		// one component, and lsetxattr does not follow it.
 		p := "/proc/self/fd/" + strconv.Itoa(dirfd) + "/" + base
 		for _, a := range m.xattrs {
-			if err := x.xattrResult(a, unix.Lsetxattr(p, a.name, []byte(a.value), 0)); err != nil {
+			if err := x.xattrResult(dirfd, a, unix.Lsetxattr(p, a.name, []byte(a.value), 0)); err != nil {
 				return err
 			}
 		}
@@ -148,8 +152,12 @@ func (x *extractor) applyAt(dirfd int, base string, m metadata, isLink bool) err
 // xattrResult forgives what other engines forgive: an attribute that the file
 // system (ENOTSUP) or the kind of inode (EPERM: user.* on a link or device)
 // does not take. A lost file capability is a program that fails later, so
-// that one is an error.
-func (x *extractor) xattrResult(a xattr, err error) error {
+// that one is an error. fd is any file of the file system.
+//
+// ENOSPC is what ext4 and btrfs say when an inode cannot hold the attribute
+// beside its others, on however empty a disk; E2BIG and ERANGE are the bounds of
+// the kernel on values and names (xattr(7)). No machine would take such a layer.
+func (x *extractor) xattrResult(fd int, a xattr, err error) error {
 	switch {
 	case err == nil:
 		return nil
@@ -157,6 +165,23 @@ func (x *extractor) xattrResult(a xattr, err error) error {
 		err == unix.EPERM && strings.HasPrefix(a.name, "user."):
 		x.res.SkippedXattrs++
 		return nil
+	case err == unix.E2BIG, err == unix.ERANGE, err == unix.ENOSPC && hasRoom(fd):
+		return fmt.Errorf("%w of what one file can have in extended attributes: %s (%d bytes) does not fit",
+			ErrLimit, printable(a.name), len(a.value))
 	}
 	return fmt.Errorf("set extended attribute %s: %w", printable(a.name), err)
+}
+
+// xattrRoom is more than one extended attribute takes of a file system: a value
+// of at most 64 KiB (XATTR_SIZE_MAX), and the blocks that lead to it.
+const xattrRoom = 256 << 10
+
+// hasRoom tells whether the file system of fd has room for one more extended
+// attribute, and for the inode in which ext4 may put it.
+func hasRoom(fd int) bool {
+	var st unix.Statfs_t
+	if err := retry(func() error { return unix.Fstatfs(fd, &st) }); err != nil {
+		return false // then what the kernel said first stands
+	}
+	return st.Bavail >= xattrRoom/uint64(st.Bsize) && (st.Files == 0 || st.Ffree > 0)
 }

@@ -62,14 +62,34 @@ func isSparse(h *tar.Header) bool {
 func (x *extractor) spend(n int) error {
 	x.res.Bytes += int64(n)
 	if x.opt.MaxBytes > 0 && x.res.Bytes > x.opt.MaxBytes {
-		return fmt.Errorf("%w of %d bytes of file content", ErrLimit, x.opt.MaxBytes)
+		return &SizeError{Max: x.opt.MaxBytes}
 	}
 	return nil
 }
 
+// tooLarge says why a file cannot be made that claims to be larger than what is
+// left of MaxBytes. Nothing is written, but as much is read as would not fit: if
+// the stream has less, the claim is false, and the limit is not what is wrong.
+func (x *extractor) tooLarge() error {
+	for left := x.opt.MaxBytes - x.res.Bytes; left >= 0; {
+		n, err := x.tr.Read(x.buf)
+		left -= int64(n)
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return readError(err)
+		}
+		if err := x.ctx.Err(); err != nil {
+			return err
+		}
+	}
+	return &SizeError{Max: x.opt.MaxBytes}
+}
+
 func (x *extractor) copyPlain(fd int, size int64) error {
 	if x.opt.MaxBytes > 0 && size > x.opt.MaxBytes-x.res.Bytes {
-		return fmt.Errorf("%w of %d bytes of file content", ErrLimit, x.opt.MaxBytes)
+		return x.tooLarge()
 	}
 	for {
 		n, err := x.tr.Read(x.buf)
