@@ -101,3 +101,23 @@ func TestReplacedEntriesNeedNoRoom(t *testing.T) {
 	}
 	unpack(t, s, imagetest.Image{Layers: [][]byte{Tar(t, es...)}})
 }
+
+// The store and the container's upper directory may lie on file systems of
+// different kinds: what one holds in a directory's attributes, the other may not.
+func TestMetadataThatTheOtherFileSystemCannotHold(t *testing.T) {
+	src, dst := smallFS(t, "size=4m"), t.TempDir()
+	var st unix.Statfs_t
+	if err := unix.Statfs(dst, &st); err != nil || st.Type != unix.EXT4_SUPER_MAGIC {
+		t.Skipf("the temporary directory is not on ext4 (%v)", err)
+	}
+	if err := unix.Lsetxattr(src, "trusted.big", make([]byte, 60_000), 0); err != nil {
+		t.Skip(err)
+	}
+	err := copyMetadata(src, dst, 0)
+	if err == nil {
+		t.Skip("this ext4 keeps large attributes in inodes of their own")
+	}
+	if !errors.Is(err, ErrLimit) || errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "trusted.big (60000 bytes) does not fit") {
+		t.Errorf("error %v", err)
+	}
+}

@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strings"
 
+	"crunch-oci/imagestore/layer"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -339,7 +341,8 @@ func copyXattr(src, dst, name string) error {
 	}
 	err = unix.Lsetxattr(dst, name, buf[:n], 0)
 	if err != nil && !errors.Is(err, unix.ENOTSUP) {
-		return &os.PathError{Op: "setxattr " + name, Path: dst, Err: err}
+		statfs := func(st *unix.Statfs_t) error { return unix.Statfs(filepath.Dir(dst), st) }
+		return fmt.Errorf("%s: %w", dst, layer.XattrError(name, n, statfs, err))
 	}
 	return nil
 }

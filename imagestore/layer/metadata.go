@@ -153,10 +153,6 @@ func (x *extractor) applyAt(dirfd int, base string, m metadata, isLink bool) err
 // system (ENOTSUP) or the kind of inode (EPERM: user.* on a link or device)
 // does not take. A lost file capability is a program that fails later, so
 // that one is an error. fd is any file of the file system.
-//
-// ENOSPC is what ext4 and btrfs say when an inode cannot hold the attribute
-// beside its others, on however empty a disk; E2BIG and ERANGE are the bounds of
-// the kernel on values and names (xattr(7)). No machine would take such a layer.
 func (x *extractor) xattrResult(fd int, a xattr, err error) error {
 	switch {
 	case err == nil:
@@ -165,22 +161,32 @@ func (x *extractor) xattrResult(fd int, a xattr, err error) error {
 		err == unix.EPERM && strings.HasPrefix(a.name, "user."):
 		x.res.SkippedXattrs++
 		return nil
-	case err == unix.E2BIG, err == unix.ERANGE, err == unix.ENOSPC && hasRoom(fd):
-		return fmt.Errorf("%w of what one file can have in extended attributes: %s (%d bytes) does not fit",
-			ErrLimit, printable(a.name), len(a.value))
 	}
-	return fmt.Errorf("set extended attribute %s: %w", printable(a.name), err)
+	return XattrError(a.name, len(a.value), func(st *unix.Statfs_t) error { return unix.Fstatfs(fd, st) }, err)
+}
+
+// XattrError words the failure err to set an extended attribute of size bytes on
+// the file system of statfs. ENOSPC is what ext4 and btrfs say when an inode
+// cannot hold the attribute beside its others, on however empty a disk; E2BIG
+// and ERANGE are the bounds of the kernel on values and names (xattr(7)). No
+// machine would take such a layer: that is ErrLimit.
+func XattrError(name string, size int, statfs func(*unix.Statfs_t) error, err error) error {
+	if err == unix.E2BIG || err == unix.ERANGE || err == unix.ENOSPC && hasRoom(statfs) {
+		return fmt.Errorf("%w of what one file can have in extended attributes: %s (%d bytes) does not fit",
+			ErrLimit, printable(name), size)
+	}
+	return fmt.Errorf("set extended attribute %s: %w", printable(name), err)
 }
 
 // xattrRoom is more than one extended attribute takes of a file system: a value
 // of at most 64 KiB (XATTR_SIZE_MAX), and the blocks that lead to it.
 const xattrRoom = 256 << 10
 
-// hasRoom tells whether the file system of fd has room for one more extended
+// hasRoom tells whether the file system of statfs has room for one more extended
 // attribute, and for the inode in which ext4 may put it.
-func hasRoom(fd int) bool {
+func hasRoom(statfs func(*unix.Statfs_t) error) bool {
 	var st unix.Statfs_t
-	if err := retry(func() error { return unix.Fstatfs(fd, &st) }); err != nil {
+	if err := retry(func() error { return statfs(&st) }); err != nil {
 		return false // then what the kernel said first stands
 	}
 	return st.Bavail >= xattrRoom/uint64(st.Bsize) && (st.Files == 0 || st.Ffree > 0)
