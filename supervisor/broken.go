@@ -46,12 +46,15 @@ func isNodesFault(err error) bool {
 	if errors.As(err, &start) {
 		return false
 	}
+	if errors.Is(err, unix.ENOSPC) {
+		return true // also of a layer that exceeds what is really free
+	}
 	for _, e := range userErrors {
 		if errors.Is(err, e) {
 			return false
 		}
 	}
-	return errors.Is(err, unix.ENOSPC) || suggestsBrokenNode(err.Error())
+	return suggestsBrokenNode(err.Error())
 }
 
 // markIfBroken reports whether the failure of s marks the node as broken, and

@@ -22,6 +22,7 @@ func TestNodesFault(t *testing.T) {
 		"a layer entry":          {fmt.Errorf("unpack layer: entry %q: %w", "x: "+full, imagestore.ErrMalformed), false},
 		"a bad request":          {fmt.Errorf("user %q: %w", full, oci.ErrRequest), false},
 		"a full disk":            {fmt.Errorf("write layer: %w", unix.ENOSPC), true},
+		"a layer too big for it": {fmt.Errorf("%w: %w", imagestore.ErrLimit, unix.ENOSPC), true},
 		"a full disk, as text":   {errors.New("write /x: " + full), true},
 		"something else":         {errors.New("boom"), false},
 	} {
