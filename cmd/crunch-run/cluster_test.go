@@ -106,7 +106,7 @@ func openKeep(t testing.TB, services keep.FixedServices, token string) keep.Bloc
 	if err != nil {
 		t.Fatal(err)
 	}
-	cache := keep.NewCache(client, 4*keep.MaxBlockSize)
+	cache := keep.NewCache(client, keep.MaxBlockSize)
 	t.Cleanup(func() {
 		_ = cache.Close()
 		_ = client.Close()
@@ -325,37 +325,35 @@ func (c *cluster) files(t testing.TB, pdh string) map[string]string {
 	return found
 }
 
-// logs are the files of a container's log, as its user can read them: through
-// the container, or else through the request.
-func (c *cluster) logs(t testing.TB, record arvados.Container) map[string]string {
+// savedLog is the collection with a container's log that its user can read: the
+// container's own, or else the request's.
+func (c *cluster) savedLog(t testing.TB, record arvados.Container) string {
 	t.Helper()
 	if record.Log == "" {
 		t.Fatalf("container in state %s has no log", record.State)
 	}
 	if record.State == arvados.StateComplete {
-		return c.files(t, record.Log)
+		return record.Log
 	}
 	request, err := c.user.GetContainerRequest(t.Context(), c.requests[record.UUID])
 	if err != nil {
 		t.Fatal(err)
 	}
-	files := c.files(t, request.LogUUID)
-	for name := range files {
-		if strings.HasPrefix(name, "log for container ") {
-			delete(files, name)
-		}
-	}
+	return request.LogUUID
+}
+
+// logs are the files of a container's log.
+func (c *cluster) logs(t testing.TB, record arvados.Container) map[string]string {
+	t.Helper()
+	files := c.files(t, c.savedLog(t, record))
+	maps.DeleteFunc(files, func(name, _ string) bool { return strings.HasPrefix(name, "log for container ") })
 	return files
 }
 
 // log reads a file of a container's log.
 func (c *cluster) log(t testing.TB, record arvados.Container, name string) string {
 	t.Helper()
-	text, ok := c.logs(t, record)[name]
-	if !ok {
-		t.Errorf("the log has no file %s", name)
-	}
-	return text
+	return c.file(t, c.savedLog(t, record), name)
 }
 
 // mustHideTokens fails the test if a secret got into the log or to stderr.
