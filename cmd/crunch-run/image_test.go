@@ -8,7 +8,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -125,15 +127,20 @@ func (a archiveWriter) blob(b []byte) string {
 }
 
 // dockerSave packs the image as "docker save" of Docker 1.10 to 24 does: for
-// each layer a directory with VERSION, json and layer.tar; at the end
+// each layer a directory with VERSION, json and layer.tar, which is a link where
+// an earlier layer is the same; all in the order of their names; at the end
 // manifest.json and repositories, with no time.
 func (m testImage) dockerSave() []byte {
 	a := archiveWriter{newLayer()}
 	epoch := time.Unix(0, 0)
+	config := digestOf(m.configDocument()) + ".json"
+	members := map[string]func(){config: func() { a.file(config, string(m.configDocument())) }}
+	seen := make(map[string]string)
 	var paths []string
 	parent := ""
 	for i, l := range m.layers {
-		id := digestOf([]byte(parent + digestOf(l)))
+		diffID := digestOf(l)
+		id := digestOf([]byte(parent + diffID))
 		v1 := map[string]any{"id": id, "created": "1970-01-01T00:00:00Z", "os": "linux", "container_config": map[string]any{"Env": nil}}
 		if parent != "" {
 			v1["parent"] = parent
@@ -141,12 +148,24 @@ func (m testImage) dockerSave() []byte {
 		if i == len(m.layers)-1 {
 			v1["config"] = m.config
 		}
-		a.dir(id).file(id+"/VERSION", "1.0").file(id+"/json", string(mustJSON(v1))).file(id+"/layer.tar", string(l))
+		same := seen[diffID]
+		members[id] = func() {
+			a.dir(id).file(id+"/VERSION", "1.0").file(id+"/json", string(mustJSON(v1)))
+			if same != "" {
+				a.add(tar.Header{Name: id + "/layer.tar", Typeflag: tar.TypeSymlink, Linkname: "../" + same + "/layer.tar"}, "")
+				return
+			}
+			a.file(id+"/layer.tar", string(l))
+		}
+		if same == "" {
+			seen[diffID] = id
+		}
 		paths = append(paths, id+"/layer.tar")
 		parent = id
 	}
-	config := digestOf(m.configDocument()) + ".json"
-	a.file(config, string(m.configDocument()))
+	for _, name := range slices.Sorted(maps.Keys(members)) {
+		members[name]()
+	}
 	a.add(tar.Header{Name: "manifest.json", ModTime: epoch}, string(mustJSON([]any{map[string]any{"Config": config, "RepoTags": []string{m.tag}, "Layers": paths}}))+"\n")
 	name, tag, _ := strings.Cut(m.tag, ":")
 	a.add(tar.Header{Name: "repositories", ModTime: epoch}, string(mustJSON(map[string]any{name: map[string]string{tag: parent}}))+"\n")
