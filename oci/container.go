@@ -72,14 +72,19 @@ func (c *Container) Start(ctx context.Context) error {
 	c.started = true
 	// The first process is the init of a PID namespace: with it all others die.
 	// The lifeline is closed as well, which ends the read below at once.
+	var cut atomic.Bool
 	interrupt := context.AfterFunc(ctx, func() {
+		if c.executing() {
+			return // too late to say that it never began
+		}
+		cut.Store(true)
 		_ = c.Signal(syscall.SIGKILL) // it may have ended by itself
 		_ = c.lifeline.Close()
 	})
 	var report []byte
 	var readErr error
 	err := c.ctr.Release(func() { report, readErr = io.ReadAll(io.LimitReader(c.lifeline, 64<<10)) })
-	interrupted := !interrupt()
+	interrupted := !interrupt() && cut.Load()
 	if text := strings.TrimSpace(string(report)); text != "" {
 		c.startErr.Store(&StartError{Command: c.command, Reason: text})
 		return c.startErr.Load()
@@ -98,6 +103,14 @@ func (c *Container) Start(ctx context.Context) error {
 		return fmt.Errorf("start container %s: %w", c.id, err)
 	}
 	return nil
+}
+
+// executing tells whether the first process executes, or has executed, the
+// command: the kernel then knows it by another name than that of runc's init
+// (nsexec.c sets it, execve(2) replaces it).
+func (c *Container) executing() bool {
+	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", c.PID()))
+	return err != nil || strings.TrimSpace(string(name)) != "runc:[2:INIT]"
 }
 
 // Wait waits for the container's first process to end. By then every other

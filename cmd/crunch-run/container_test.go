@@ -569,7 +569,7 @@ func TestCgroupPlacement(t *testing.T) {
 				found, _ := filepath.Glob("/proc/[0-9]*/cgroup")
 				for _, path := range found {
 					text, _ := os.ReadFile(path)
-					if exe, _ := os.Readlink(filepath.Dir(path) + "/exe"); strings.Contains(string(text), ":"+want+"\n") && exe == "/bin/busybox" {
+					if exe, _ := os.Readlink(filepath.Dir(path) + "/exe"); strings.Contains(string(text), ":"+want+"\n") && filepath.Base(exe) == "busybox" {
 						pid = filepath.Base(filepath.Dir(path))
 						return true
 					}

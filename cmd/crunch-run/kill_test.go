@@ -1,6 +1,7 @@
 package main_test
 
 import (
+	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -151,14 +152,49 @@ func TestMountKilled(t *testing.T) {
 	}
 }
 
+// TestMountHangs stops the FUSE server without ending it: a program that reads
+// an input hangs in the kernel, where no signal reaches it. The container can be
+// stopped nevertheless.
+func TestMountHangs(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	c := startCluster(t, n)
+	in := withInput(c.store(t, map[string][]byte{"a.txt": bytes.Repeat([]byte("A"), 1<<20), "b.txt": bytes.Repeat([]byte("B"), 1<<20)}))
+	uuid := c.submit(t, c.storeTools(t), sh("head -c 1 /in/a.txt; "+untilTold+"echo hanging; cat /in/b.txt"), in)
+	p := c.supervise(t, n, uuid)
+	p.stderr.mustSay(t, "Waiting for container to finish")
+	insideContainer(t, n)
+	n.signal(t, syscall.SIGSTOP, func(f foundProcess) bool { return strings.Contains(f.command, "keep-mount") })
+	release(t, n)
+	waitFor(t, "a program that hangs", func() bool {
+		for _, f := range n.processes() {
+			if stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", f.pid)); strings.HasPrefix(f.command, "cat ") && bytes.Contains(stat, []byte(") D ")) {
+				return true
+			}
+		}
+		return false
+	})
+	p.signal(t, syscall.SIGTERM)
+	record := c.finished(t, n, p, uuid, 0, arvados.StateCancelled)
+	if out := stamped(t, c.log(t, record, "stdout.txt")); out != "Ahanging\n" {
+		t.Errorf("stdout %q", out)
+	}
+}
+
 // kill kills the processes of the node that match.
 func (n *node) kill(t testing.TB, match func(foundProcess) bool) {
+	t.Helper()
+	n.signal(t, syscall.SIGKILL, match)
+}
+
+// signal sends a signal to the processes of the node that match.
+func (n *node) signal(t testing.TB, sig syscall.Signal, match func(foundProcess) bool) {
 	t.Helper()
 	found := false
 	for _, f := range n.processes() {
 		if match(f) {
 			found = true
-			if err := syscall.Kill(f.pid, syscall.SIGKILL); err != nil {
+			if err := syscall.Kill(f.pid, sig); err != nil {
 				t.Fatal(err)
 			}
 		}
