@@ -39,7 +39,7 @@ type index struct {
 // readIndex goes over the headers, skipping the bodies.
 func readIndex(ctx context.Context, r io.ReaderAt, size int64) (*index, error) {
 	x := &index{r: r, size: size, members: make(map[string]member)}
-	sr := io.NewSectionReader(r, 0, size)
+	sr := &headerReader{SectionReader: io.NewSectionReader(r, 0, size)}
 	tr := tar.NewReader(sr)
 	for n := 0; ; n++ {
 		if err := ctx.Err(); err != nil {
@@ -47,11 +47,11 @@ func readIndex(ctx context.Context, r io.ReaderAt, size int64) (*index, error) {
 		}
 		h, err := tr.Next()
 		if err == io.EOF {
-			x.ended, err = endMark(sr)
-			return x, err
+			x.ended = sr.zeros >= 2
+			return x, nil
 		}
 		if err != nil && !(errors.Is(err, tar.ErrInsecurePath) && h != nil) {
-			return nil, indexError(err, n, sr, size)
+			return nil, indexError(err, n, sr.SectionReader, size)
 		}
 		if n >= maxEntries {
 			return nil, fmt.Errorf("%w: more than %d members", ErrUnsupported, maxEntries)
@@ -85,17 +85,23 @@ func readIndex(ctx context.Context, r io.ReaderAt, size int64) (*index, error) {
 	}
 }
 
-// endMark tells whether the reader has just passed two blocks of zeros.
-func endMark(sr *io.SectionReader) (bool, error) {
-	at, err := sr.Seek(0, io.SeekCurrent)
-	if err != nil || at < 1024 {
-		return false, err
+// headerReader counts the blocks of zeros read last, of which two end an
+// archive. The bodies, which often end in zeros too, are not read but skipped,
+// all but a byte: only headers are read by the block.
+type headerReader struct {
+	*io.SectionReader
+	zeros int
+}
+
+func (r *headerReader) Read(p []byte) (int, error) {
+	n, err := r.SectionReader.Read(p)
+	switch {
+	case n == 512 && bytes.Count(p[:n], []byte{0}) == n:
+		r.zeros++
+	case n > 0:
+		r.zeros = 0
 	}
-	mark := make([]byte, 1024)
-	if _, err := sr.ReadAt(mark, at-1024); err != nil && err != io.EOF {
-		return false, fmt.Errorf("read image tarball: %w", err)
-	}
-	return bytes.Count(mark, []byte{0}) == len(mark), nil
+	return n, err
 }
 
 // indexError words a failure after n members.
