@@ -4,14 +4,3 @@
 //
 // So far it holds only what it will need from a container; the server follows.
 package gateway
-
-import (
-	"context"
-	"net"
-)
-
-// Target is the container behind the door.
-type Target interface {
-	// Dial connects to a TCP port inside the container's network namespace.
-	Dial(ctx context.Context, port int) (net.Conn, error)
-}
