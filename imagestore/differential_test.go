@@ -164,7 +164,7 @@ func TestOtherPrograms(t *testing.T) {
 	})
 	t.Run("umoci repack", func(t *testing.T) {
 		root := filepath.Join(work, "bundle/rootfs")
-		run(t, root, "sh", "-c", `find . -mindepth 1 -maxdepth 2 -type f | head -3 | xargs -d '\n' rm -f; rm -rf dir; mkdir -p dir/sub; echo x > dir/sub/y; ln dir/sub/y dir/z; chmod 4711 dir/z; mkdir c 2>/dev/null; : > only-new; touch -d @1700000000 dir/sub/y only-new`)
+		run(t, root, "sh", "-c", `find . -mindepth 1 -maxdepth 2 -type f | head -3 | xargs -d '\n' rm -f; rm -rf dir; mkdir -p dir/sub; echo x > dir/sub/y; ln dir/sub/y dir/z; chmod 4711 dir/z; mkdir c 2>/dev/null; : > only-new; touch -d @1700000000 dir/sub/y only-new; d=$(find . -mindepth 1 -maxdepth 1 -type d ! -name dir ! -empty | head -1); rm -rf "$d"; mkfifo "$d"; touch -d @1700000000 "$d"`)
 		run(t, work, "umoci", "repack", "--image", "oci:v2", "bundle")
 		run(t, work, "skopeo", "copy", "-q", "oci:oci:v2", "oci-archive:g.tar:v2")
 		snap := unpackFile(t, filepath.Join(work, "g.tar"))

@@ -67,12 +67,21 @@ func (x *extractor) entry(h *tar.Header) error {
 		return nil
 	}
 	parent, base := split(name)
+	if hidden, ok := strings.CutPrefix(base, whiteoutPrefix); ok {
+		d, err := x.walk(parent, h.ModTime, false)
+		if err == errInTheWay {
+			// What this layer has there hides the lower directory anyway: umoci
+			// up to 0.4 lists what was in a directory that became a file.
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return x.whiteout(d, hidden)
+	}
 	d, err := x.resolve(parent, h.ModTime)
 	if err != nil {
 		return err
-	}
-	if hidden, ok := strings.CutPrefix(base, whiteoutPrefix); ok {
-		return x.whiteout(d, hidden)
 	}
 	switch h.Typeflag {
 	case tar.TypeDir:

@@ -121,6 +121,7 @@ func TestMeaningOfEntries(t *testing.T) {
 		{"opaque after its contents", []Entry{Dir("x"), File("x/a", "1"), wh("x/.wh..wh..opq")}, "x/(opaque=y) x/a=1"},
 		{"opaque through a link", []Entry{Dir("x"), Symlink("l", "x"), wh("l/.wh..wh..opq")}, "l->x x/(opaque=y)"},
 		{"whiteouts in an opaque directory are not needed", []Entry{Dir("x"), wh("x/.wh..wh..opq"), wh("x/.wh.a")}, "x/(opaque=y)"},
+		{"whiteouts below a file of the same layer", []Entry{File("x", "1"), wh("x/.wh.a"), wh("x/b/.wh.c"), wh("x/.wh..wh..opq")}, "x=1"},
 		{"a device 0:0 is a whiteout", []Entry{Char("x", 0, 0)}, "x(c0:0)"},
 		{"AUFS left-overs", []Entry{Dir(".wh..wh.plnk"), File(".wh..wh.plnk/1.2", "1"), Link("a", ".wh..wh.plnk/1.2"), File(".wh..wh.aufs", ""), Dir(".wh..wh.orph")}, "a=1"},
 

@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -156,6 +157,16 @@ func (t *tree) adopt(d *dirNode, fd int) {
 // missing. An entry that is in the way and no directory gives way, as it would
 // to a directory entry.
 func (x *extractor) resolve(name string, mtime time.Time) (*dirNode, error) {
+	return x.walk(name, mtime, true)
+}
+
+// errInTheWay is walk's error for a name that leads through something that is
+// no directory.
+var errInTheWay = errors.New("not a directory")
+
+// walk is resolve if replace is set; otherwise what is in the way stays, and the
+// error is errInTheWay.
+func (x *extractor) walk(name string, mtime time.Time, replace bool) (*dirNode, error) {
 	t := x.tree
 	if name == "" {
 		return t.root, nil
@@ -199,6 +210,9 @@ func (x *extractor) resolve(name string, mtime time.Time) (*dirNode, error) {
 			rest = target + "/" + rest
 			continue
 		case unix.EINVAL: // something, and neither a link nor a directory of ours
+			if !replace {
+				return nil, errInTheWay
+			}
 			if err := unix.Unlinkat(fd, comp, 0); err != nil {
 				return nil, fmt.Errorf("replace by a directory: %w", err)
 			}
