@@ -26,7 +26,7 @@ func containerResource() *resource {
 	}
 	res.endpoints = map[string]endpoint{
 		"GET":                         {do: (*call).list},
-		"POST":                        {do: (*call).postContainer},
+		"POST":                        {do: (*call).createContainer, write: true},
 		"GET current":                 {do: (*call).currentContainer},
 		"GET {uuid}":                  {do: (*call).get},
 		"PUT {uuid}":                  {do: (*call).putContainer, write: true},
@@ -41,28 +41,6 @@ func containerResource() *resource {
 
 // lockReply is all that lock and unlock answer.
 var lockReply = []string{"uuid", "state", "priority", "auth_uuid", "locked_by_uuid"}
-
-// postContainer refuses: containers are made for container requests.
-func (c *call) postContainer(string) (any, error) {
-	given, err := c.attributes()
-	if err != nil {
-		return nil, err
-	}
-	e := denied("containers are made by the server, for container requests")
-	if !c.caller.admin() {
-		e = denied("")
-	}
-	var blank []string
-	for _, n := range []string{"container_image", "output_path"} {
-		if given.Str(n) == "" {
-			blank = append(blank, humanize(n)+" can't be blank")
-		}
-	}
-	if blank != nil {
-		e.texts = blank
-	}
-	return nil, e
-}
 
 // ofToken finds the container that the presented token belongs to.
 func (c *call) ofToken() (store.Record, error) {
