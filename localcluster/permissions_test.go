@@ -70,7 +70,9 @@ func TestProjects(t *testing.T) {
 	b := make(a)
 	p.user.want(422, "PUT", "groups/"+a, obj{"group": obj{"owner_uuid": b}})
 	p.user.want(422, "PUT", "groups/"+a, obj{"group": obj{"owner_uuid": a}})
-	for _, bad := range []obj{{"name": "x"}, {"group_class": "project"}, {"name": "x", "group_class": "filter"}} {
+	for _, bad := range []obj{{"name": "x"}, {"group_class": "project"}, {"name": "x", "group_class": "team"},
+		{"name": "x", "group_class": "filter", "properties": obj{"filters": []any{[]any{"nosuch", "=", 1}}}},
+		{"name": "x", "group_class": "filter", "properties": obj{"filters": "all"}}} {
 		p.user.want(422, "POST", "groups", obj{"group": bad})
 	}
 	_, container := p.submit(obj{"owner_uuid": a})
@@ -83,7 +85,7 @@ func TestProjects(t *testing.T) {
 	p.user.must("DELETE", "groups/"+a, nil)
 	p.update(container, obj{"state": "Running"})
 	p.update(container, obj{"state": "Complete", "exit_code": 0, "log": p.saveLog("l", "x")})
-	requests := p.root.get("container_requests", map[string]string{"filters": `[["container_uuid","=","` + container + `"]]`})
+	requests := p.root.get("container_requests", map[string]string{"include_trash": "true", "filters": `[["container_uuid","=","` + container + `"]]`})
 	r := requests.obj["items"].([]any)[0].(map[string]any)
 	if r["state"] != "Final" || r["log_uuid"] != nil {
 		t.Errorf("request: %v", r)
@@ -102,6 +104,59 @@ func TestTokenScopes(t *testing.T) {
 	scoped.want(403, "GET", "containers", nil)
 	expired := p.user.must("POST", "api_client_authorizations", obj{"expires_at": "2001-01-01T00:00:00Z"})
 	p.user.as("v2/"+str(expired, "uuid")+"/"+str(expired, "api_token")).want(401, "GET", "users/current", nil)
+}
+
+// A token can be looked at, restricted and taken back by its user, and by nobody
+// else but administrators.
+func TestTokens(t *testing.T) {
+	p := setUp(t)
+	bob := p.second()
+	made := p.user.must("POST", "api_client_authorizations", obj{})
+	path := "api_client_authorizations/" + str(made, "uuid")
+	mine := p.user.as("v2/" + str(made, "uuid") + "/" + str(made, "api_token"))
+	mine.must("GET", "users/current", nil)
+	if _, shown := p.user.must("GET", path, nil)["api_token"]; shown {
+		t.Error("the secret is shown again")
+	}
+	for method, body := range map[string]any{"GET": nil, "PUT": obj{"scopes": []string{}}, "DELETE": nil} {
+		bob.want(404, method, path, body)
+	}
+	p.user.want(403, "PUT", path, obj{"owner_uuid": p.me(bob)})
+	p.user.want(422, "PUT", path, obj{"api_token": "x"})
+	p.user.want(422, "PUT", path, obj{"scopes": []int{1}})
+	p.user.must("PUT", path, obj{"scopes": []string{"GET /arvados/v1/users/current"}})
+	mine.must("GET", "users/current", nil)
+	mine.want(403, "GET", "collections", nil)
+	p.user.must("PUT", path, obj{"expires_at": "2001-01-01T00:00:00Z"})
+	mine.want(401, "GET", "users/current", nil)
+	p.user.must("PUT", path, obj{"expires_at": nil, "scopes": nil})
+	mine.must("GET", "collections", nil)
+	p.root.must("DELETE", path, nil)
+	mine.want(401, "GET", "users/current", nil)
+	p.root.want(403, "DELETE", "api_client_authorizations/zzzzz-gj3su-000000000000000", nil)
+}
+
+// Users change their own names; who is an administrator, and who may log in,
+// administrators say.
+func TestUsers(t *testing.T) {
+	p := setUp(t)
+	bob := p.second()
+	path := "users/" + p.me(bob)
+	if u := bob.must("PUT", path, obj{"user": obj{"first_name": "Bob", "prefs": obj{"a": 1}}}); str(u, "full_name") != "Bob" {
+		t.Errorf("user %v", u)
+	}
+	bob.want(403, "PUT", path, obj{"user": obj{"is_admin": true}})
+	bob.want(403, "PUT", "users/"+p.me(p.user), obj{"user": obj{"first_name": "Bob"}})
+	bob.want(403, "POST", "users", obj{"user": obj{"username": "eve"}})
+	p.root.want(422, "POST", "users", obj{"user": obj{"username": "user"}})
+	p.root.want(403, "PUT", "users/zzzzz-tpzed-000000000000000", obj{"user": obj{"is_admin": false}})
+	p.root.must("PUT", path, obj{"user": obj{"is_admin": true}})
+	bob.must("GET", "users", nil)
+	p.root.must("PUT", path, obj{"user": obj{"is_active": false}})
+	bob.want(401, "GET", "users/current", nil)
+	if u := p.user.must("GET", "users/system", nil); str(u, "uuid") != "zzzzz-tpzed-000000000000000" {
+		t.Errorf("system user %v", u)
+	}
 }
 
 // Secrets come out through secret_mounts and nowhere else.

@@ -45,7 +45,7 @@ func containerRequestResource() *resource {
 }
 
 // serverSet are attributes of a request that clients do not set.
-var serverSet = []string{"container_uuid", "container_count", "requesting_container_uuid", "log_uuid", "output_uuid", "cumulative_cost", "expires_at", "filters"}
+var serverSet = []string{"container_uuid", "container_count", "requesting_container_uuid", "log_uuid", "output_uuid", "cumulative_cost"}
 
 // openIn lists what may change in a state; Uncommitted is not in it, as all
 // but serverSet may.

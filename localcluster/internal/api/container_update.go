@@ -231,7 +231,7 @@ func (c *call) recomputeFrom(uuid string, seen map[string]bool) error {
 		Columns: []string{"priority", "created_at", "requesting_container_uuid"},
 		Where: []store.Cond{
 			{SQL: "container_uuid = ? AND state = 'Committed' AND priority > 0", Args: []any{uuid}},
-			{SQL: "NOT EXISTS (SELECT 1 FROM groups WHERE groups.uuid = container_requests.owner_uuid AND is_trashed)"},
+			c.notGone(),
 		}, Limit: -1,
 	})
 	if err != nil {

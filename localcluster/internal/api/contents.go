@@ -23,20 +23,32 @@ func (c *call) contents(uuid string) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	trashed, err := c.params.boolean("include_trash")
+	if err != nil {
+		return nil, err
+	}
 	var where []store.Cond
+	var virtual json.RawMessage // the filters of a filter group
 	if uuid != "" {
+		owner := store.Record{}
 		if uuid != c.caller.userUUID() {
 			table := c.s.resources["groups"]
 			if strings.HasPrefix(uuid[5:], "-tpzed-") {
 				table = c.s.resources["users"]
 			}
-			if _, err := c.find(table, uuid, false); err != nil {
+			if owner, err = c.find(table, uuid, trashed); err != nil {
 				return nil, err
 			}
 		}
-		where = []store.Cond{{SQL: "owner_uuid = ?", Args: []any{uuid}}}
-		if recursive {
+		switch {
+		case owner.Str("group_class") == filterClass:
+			if virtual, err = groupFilters(owner); err != nil {
+				return nil, err
+			}
+		case recursive:
 			where = []store.Cond{{SQL: "owner_uuid IN (" + belowSQL + ")", Args: []any{uuid}}}
+		default:
+			where = []store.Cond{{SQL: "owner_uuid = ?", Args: []any{uuid}}}
 		}
 	}
 	limit, err := c.number("limit", 100)
@@ -48,18 +60,24 @@ func (c *call) contents(uuid string) (any, error) {
 		return nil, err
 	}
 	limit = min(limit, maxItemsPerResponse)
-	trashed, err := c.params.boolean("include_trash")
-	if err != nil {
-		return nil, err
-	}
 	items := []map[string]any{}
 	skip, available := offset, int64(0)
 	for _, kind := range contentKinds {
 		part := *c
 		part.res = c.s.resources[kind]
-		conds, err := part.contentFilters()
+		conds, _, err := part.contentFilters(c.filters())
 		if err != nil {
 			return nil, err
+		}
+		if virtual != nil {
+			more, n, err := part.contentFilters(virtual)
+			if err != nil {
+				return nil, err
+			}
+			if n == 0 {
+				continue // it is about other kinds
+			}
+			conds = append(conds, more...)
 		}
 		q := store.Query{
 			Columns: slices.DeleteFunc(part.res.table.Columns(false), func(n string) bool { return slices.Contains(part.res.onlySelected, n) }),
@@ -67,7 +85,7 @@ func (c *call) contents(uuid string) (any, error) {
 			Offset: skip, Limit: limit - int64(len(items)), MaxText: pageText,
 		}
 		if kind == "groups" { // roles are in nobody's project
-			q.Where = append(q.Where, store.Cond{SQL: "group_class = 'project'"})
+			q.Where = append(q.Where, store.Cond{SQL: "group_class IN ('project', 'filter')"})
 		}
 		n, err := c.tx.Count(part.res.table, q)
 		if err != nil {
@@ -97,16 +115,27 @@ func (c *call) contents(uuid string) (any, error) {
 	return map[string]any{"kind": "arvados#objectList", "offset": offset, "limit": limit, "items": items, "items_available": available, "included": []any{}}, nil
 }
 
-// contentFilters are the filters parameter as far as it is about this kind: an
-// attribute may be preceded by the kind's name.
-func (c *call) contentFilters() ([]store.Cond, error) {
+// filters is the filters parameter, nil if it was not given.
+func (c *call) filters() json.RawMessage {
 	v := c.params.values["filters"]
 	if v.unset() {
-		return nil, nil
+		return nil
+	}
+	return v.raw()
+}
+
+// contentFilters are filters as far as they are about this kind, and how many
+// that is: an attribute may be preceded by the kind's name.
+func (c *call) contentFilters(raw json.RawMessage) (conds []store.Cond, n int, err error) {
+	if raw == nil {
+		return nil, 0, nil
 	}
 	var list []json.RawMessage
-	if err := json.Unmarshal(v.raw(), &list); err != nil {
-		return nil, plainError(400, "filters: %v", err)
+	if !json.Valid(raw) {
+		return nil, 0, plainError(400, "filters: %v", json.Unmarshal(raw, &list))
+	}
+	if json.Unmarshal(raw, &list) != nil {
+		return nil, 0, raised("ArgumentError", "Filters must be an array of [attribute, operator, operand]")
 	}
 	mine := []json.RawMessage{}
 	for _, raw := range list {
@@ -123,11 +152,10 @@ func (c *call) contentFilters() ([]store.Cond, error) {
 		}
 		mine = append(mine, raw)
 	}
-	conds, err := query.Filters(c.res.table, mustJSON(mine))
-	if err != nil {
-		return nil, raised("ArgumentError", "%s", capital(err))
+	if conds, err = query.Filters(c.res.table, mustJSON(mine)); err != nil {
+		return nil, 0, raised("ArgumentError", "%s", capital(err))
 	}
-	return conds, nil
+	return conds, len(mine), nil
 }
 
 // shared lists the projects that others share with the caller: those that do not
@@ -142,7 +170,7 @@ func (c *call) shared(string) (any, error) {
 		return nil, err
 	}
 	limit = min(limit, maxItemsPerResponse)
-	conds, err := c.contentFilters()
+	conds, _, err := c.contentFilters(c.filters())
 	if err != nil {
 		return nil, err
 	}

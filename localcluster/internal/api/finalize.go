@@ -120,7 +120,7 @@ func (c *call) retries(r, container store.Record) (bool, error) {
 
 // ownerUsable tells whether the project of a request takes new collections.
 func (c *call) ownerUsable(r store.Record) (bool, error) {
-	n, err := c.tx.Int("SELECT count(*) FROM groups WHERE uuid = ? AND (is_trashed OR trash_at <= ? OR frozen_by_uuid IS NOT NULL)", r.Str("owner_uuid"), c.now)
+	n, err := c.tx.Int("SELECT count(*) FROM groups WHERE uuid = ? AND (frozen_by_uuid IS NOT NULL OR uuid IN ("+goneSQL+"))", r.Str("owner_uuid"), c.now)
 	return n == 0, err
 }
 

@@ -6,8 +6,13 @@ import (
 	"crunch-oci/localcluster/internal/store"
 )
 
-// roleClass is the class of groups that hold users.
-const roleClass = "role"
+// The classes of groups: what holds records, what holds users, and what shows
+// the records that match its filters, wherever they are.
+const (
+	projectClass = "project"
+	roleClass    = "role"
+	filterClass  = "filter"
+)
 
 func groupResource() *resource {
 	res := &resource{
@@ -36,8 +41,10 @@ func groupResource() *resource {
 			return invalid("Group class can't be blank")
 		case rec.Str("group_class") == roleClass: // roles belong to nobody
 			rec["owner_uuid"] = c.s.systemUUID("tpzed")
-		case rec.Str("group_class") != "project":
-			return invalid("Group class must be 'project' or 'role': this cluster has no filter groups")
+		case rec.Str("group_class") == filterClass:
+			return c.checkGroupFilters(rec)
+		case rec.Str("group_class") != projectClass:
+			return invalid("Group class must be 'project', 'role' or 'filter': %s", inspect(rec["group_class"]))
 		}
 		return nil
 	}
@@ -75,7 +82,7 @@ func groupResource() *resource {
 			return c.render(made, sel)
 		}, write: true},
 		"PUT {uuid}": {do: func(c *call, uuid string) (any, error) {
-			return c.update(uuid, func(rec, changed store.Record) error {
+			out, err := c.update(uuid, func(rec, changed store.Record) error {
 				next := rec.Clone()
 				for k, v := range changed {
 					next[k] = v
@@ -100,12 +107,68 @@ func groupResource() *resource {
 				}
 				return check(c, next)
 			})
+			if err != nil {
+				return nil, err
+			}
+			return out, c.recomputeBelow(uuid)
 		}, write: true},
-		"DELETE {uuid}":       {do: func(c *call, uuid string) (any, error) { return c.setTrashed(uuid, true) }, write: true},
-		"POST {uuid}/trash":   {do: func(c *call, uuid string) (any, error) { return c.setTrashed(uuid, true) }, write: true},
-		"POST {uuid}/untrash": {do: func(c *call, uuid string) (any, error) { return c.setTrashed(uuid, false) }, write: true},
+	}
+	for endpointName, trash := range map[string]bool{"DELETE {uuid}": true, "POST {uuid}/trash": true, "POST {uuid}/untrash": false} {
+		res.endpoints[endpointName] = endpoint{do: func(c *call, uuid string) (any, error) {
+			out, err := c.setTrashed(uuid, trash)
+			if err != nil {
+				return nil, err
+			}
+			return out, c.recomputeBelow(uuid)
+		}, write: true}
 	}
 	return res
+}
+
+// recomputeBelow recomputes the priorities of the containers that are wanted by
+// requests in a project, at any depth: they do not count while it is in the trash.
+func (c *call) recomputeBelow(project string) error {
+	containers, err := c.tx.Strings(`SELECT DISTINCT container_uuid FROM container_requests
+		WHERE state = 'Committed' AND container_uuid IS NOT NULL AND owner_uuid IN (`+belowSQL+")", project)
+	if err != nil {
+		return err
+	}
+	for _, uuid := range containers {
+		if err := c.recompute(uuid); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// groupFilters are the filters of a filter group, [] if it has none.
+func groupFilters(rec store.Record) (json.RawMessage, error) {
+	var p struct {
+		Filters json.RawMessage `json:"filters"`
+	}
+	if err := json.Unmarshal(rec.JSON("properties"), &p); err != nil {
+		return nil, err
+	}
+	if p.Filters == nil || string(p.Filters) == "null" {
+		p.Filters = json.RawMessage("[]")
+	}
+	return p.Filters, nil
+}
+
+// checkGroupFilters refuses filters that could never be carried out.
+func (c *call) checkGroupFilters(rec store.Record) error {
+	filters, err := groupFilters(rec)
+	if err != nil {
+		return err
+	}
+	for _, kind := range contentKinds {
+		part := *c
+		part.res = c.s.resources[kind]
+		if _, _, err := part.contentFilters(filters); err != nil {
+			return invalid("Properties filters: %v", err)
+		}
+	}
+	return nil
 }
 
 // notBelow refuses a project that would come to lie in itself.

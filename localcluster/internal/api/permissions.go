@@ -35,10 +35,10 @@ var levels = map[string]level{"can_read": canRead, "can_write": canWrite, "can_m
 const reachSQL = `WITH RECURSIVE reach(uuid, level) AS (
 	VALUES (?, 3), (?, 3)
 	UNION SELECT g.uuid, reach.level FROM groups g JOIN reach ON g.owner_uuid = reach.uuid
-		WHERE g.group_class = 'project' AND NOT g.is_trashed
+		WHERE g.group_class = 'project'
 	UNION SELECT l.head_uuid, min(reach.level, CASE l.name WHEN 'can_manage' THEN 3 WHEN 'can_write' THEN 2 ELSE 1 END)
 		FROM links l JOIN reach ON l.tail_uuid = reach.uuid
-		WHERE l.link_class = 'permission' AND NOT EXISTS (SELECT 1 FROM groups t WHERE t.uuid = l.head_uuid AND t.is_trashed))
+		WHERE l.link_class = 'permission')
 	SELECT uuid FROM reach WHERE level >= ?`
 
 // reachArgs are the parameters of reachSQL for the caller.
@@ -54,11 +54,25 @@ const belowSQL = `WITH RECURSIVE below(uuid) AS (VALUES (?) UNION
 	SELECT g.uuid FROM groups g JOIN below ON g.owner_uuid = below.uuid WHERE g.group_class = 'project')
 	SELECT uuid FROM below`
 
+// goneSQL selects the groups in the trash at the time in its parameter, and all
+// projects in them: what they own is in the trash with them.
+const goneSQL = `WITH RECURSIVE gone(uuid) AS (SELECT uuid FROM groups WHERE trash_at <= ?
+	UNION SELECT g.uuid FROM groups g JOIN gone ON g.owner_uuid = gone.uuid)
+	SELECT uuid FROM gone`
+
+// notGone holds for records that are in no trashed project.
+func (c *call) notGone() store.Cond {
+	return store.Cond{SQL: "owner_uuid NOT IN (" + goneSQL + ")", Args: []any{c.now}}
+}
+
 // readable returns the conditions on records that the caller may see.
 func (c *call) readable(res *resource, trashed bool) []store.Cond {
 	var out []store.Cond
 	if res.trashable && !trashed {
 		out = append(out, store.Cond{SQL: "trash_at IS NULL OR trash_at > ?", Args: []any{c.now}})
+	}
+	if inProjects := res.trashable || res.table == store.ContainerRequests; inProjects && !trashed {
+		out = append(out, c.notGone())
 	}
 	if c.caller.admin() {
 		return out
@@ -73,7 +87,9 @@ func (c *call) readable(res *resource, trashed bool) []store.Cond {
 	case store.Tokens:
 		return append(out, store.Cond{SQL: "owner_uuid = ?", Args: []any{me}})
 	case store.Containers:
-		return append(out, store.Cond{SQL: "uuid IN (SELECT container_uuid FROM container_requests WHERE " + reached + ")", Args: twice})
+		return append(out, store.Cond{
+			SQL:  "uuid IN (SELECT container_uuid FROM container_requests WHERE (" + reached + ") AND " + c.notGone().SQL + ")",
+			Args: append(twice, c.notGone().Args...)})
 	case store.Links:
 		// Permission links are the system's; those see them who have the
 		// permission, or give it.
@@ -135,20 +151,25 @@ func (c *call) checkOwner(owner string) error {
 	if owner == c.caller.userUUID() {
 		return nil
 	}
-	exists := false
+	exists, frozen := false, false
 	for _, t := range []*store.Table{store.Users, store.Groups} {
 		rec, err := c.tx.Get(t, owner)
-		if err == nil && (t == store.Users || rec.Str("group_class") == "project") {
-			exists = true
+		if err == nil && (t == store.Users || rec.Str("group_class") == projectClass) {
+			exists, frozen = true, rec.Str("frozen_by_uuid") != ""
 		} else if err != nil && !errors.Is(err, store.ErrNotFound) {
 			return err
 		}
+	}
+	if gone, err := c.tx.Int("SELECT count(*) FROM ("+goneSQL+") WHERE uuid = ?", c.now, owner); err != nil {
+		return err
+	} else if gone > 0 {
+		exists = false
 	}
 	if !exists {
 		return backError(http.StatusUnprocessableEntity, "Owner uuid must refer to an existing user or project: %s", inspect(owner))
 	}
 	ok, err := c.may(canWrite, owner)
-	if err == nil && !ok {
+	if err == nil && (!ok || frozen) {
 		err = denied("")
 	}
 	return err

@@ -126,6 +126,13 @@ func (c *call) listQuery(sel []string) (store.Query, error) {
 			return store.Query{}, raised("ArgumentError", "%s", capital(err))
 		}
 	}
+	if where := c.params.values["where"]; !where.unset() {
+		more, err := query.Where(c.res.table, where.raw())
+		if err != nil {
+			return store.Query{}, raised("ArgumentError", "%s", capital(err))
+		}
+		conds = append(conds, more...)
+	}
 	var rawOrder []byte
 	if v := c.params.values["order"]; !v.unset() {
 		rawOrder = v.raw()
@@ -143,8 +150,11 @@ func (c *call) listQuery(sel []string) (store.Query, error) {
 		q.Columns = slices.DeleteFunc(c.res.table.Columns(false), func(n string) bool { return slices.Contains(c.res.onlySelected, n) })
 	}
 	if distinct && sel != nil {
-		// Only selected columns can be compared and sorted by.
-		q.OrderBy = ""
+		// Only what is selected can be sorted by, and it has to be, for pages to
+		// follow each other.
+		if q.OrderBy, err = query.DistinctOrder(c.res.table, rawOrder, q.Columns); err != nil {
+			return store.Query{}, raised("ArgumentError", "%s", capital(err))
+		}
 	}
 	return q, nil
 }

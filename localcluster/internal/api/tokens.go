@@ -169,13 +169,21 @@ func tokenResource() *resource {
 	res := &resource{
 		name: "api_client_authorizations", singular: "api_client_authorization", kind: "arvados#apiClientAuthorization",
 		model: "ApiClientAuthorization", infix: "gj3su", table: store.Tokens, front: true,
-		blank: []string{"modified_by_user_uuid", "created_by_ip_address", "last_used_by_ip_address"},
+		blank:   []string{"modified_by_user_uuid", "created_by_ip_address", "last_used_by_ip_address"},
+		notNull: map[string]any{"scopes": json.RawMessage(`["all"]`)},
 	}
 	res.endpoints = map[string]endpoint{
 		"GET current": {do: func(c *call, _ string) (any, error) { return c.currentToken() }},
 		"GET":         {do: (*call).list},
 		"GET {uuid}":  {do: (*call).get},
 		"POST":        {do: func(c *call, _ string) (any, error) { return c.createToken() }, write: true},
+		"PUT {uuid}":  {do: (*call).updateToken, write: true},
+		"DELETE {uuid}": {do: func(c *call, uuid string) (any, error) {
+			if uuid == c.s.systemUUID("gj3su") {
+				return nil, denied("")
+			}
+			return c.destroy(uuid)
+		}, write: true},
 	}
 	return res
 }
@@ -229,6 +237,22 @@ func (c *call) createToken() (any, error) {
 	}
 	out["api_token"] = rec.Str("api_token")
 	return out, nil
+}
+
+// updateToken changes when a token expires and what it is good for.
+func (c *call) updateToken(uuid string) (any, error) {
+	return c.update(uuid, func(rec, changed store.Record) error {
+		for _, n := range sortedKeys(changed) {
+			if n != "expires_at" && n != "scopes" {
+				return invalid("%s cannot be changed", humanize(n))
+			}
+		}
+		var scopes []string
+		if j, ok := changed["scopes"].(json.RawMessage); ok && json.Unmarshal(j, &scopes) != nil {
+			return invalid("Scopes must be an array of strings")
+		}
+		return nil
+	})
 }
 
 // NewToken stores a new token of a user. No scopes mean all; expires is a

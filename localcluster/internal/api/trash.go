@@ -123,14 +123,55 @@ func (s *Server) Sweep(ctx context.Context) error {
 		return err
 	}
 	return s.cfg.Store.Update(ctx, func(tx *store.Tx) error {
+		c := &call{s: s, tx: tx, now: at, res: s.resources["groups"]}
+		begun, err := tx.Strings("SELECT uuid FROM groups WHERE trash_at <= ? AND NOT is_trashed", at)
+		if err != nil {
+			return err
+		}
 		for _, table := range []string{"collections", "groups"} {
 			if err := tx.Exec("UPDATE "+table+" SET is_trashed = 1 WHERE trash_at <= ? AND NOT is_trashed", at); err != nil {
 				return err
 			}
-			if err := tx.Exec("DELETE FROM "+table+" WHERE delete_at <= ?", at); err != nil {
+		}
+		for _, project := range begun {
+			if err := c.recomputeBelow(project); err != nil {
 				return err
 			}
 		}
-		return nil
+		return c.removeExpired()
 	})
+}
+
+// expiredSQL selects the groups whose time in the trash is over, and all
+// projects in them.
+const expiredSQL = `WITH RECURSIVE expired(uuid) AS (SELECT uuid FROM groups WHERE delete_at <= ?
+	UNION SELECT g.uuid FROM groups g JOIN expired ON g.owner_uuid = expired.uuid)
+	SELECT uuid FROM expired`
+
+// removeExpired deletes collections, and projects with all that is in them. Who
+// waits for a container that is still wanted elsewhere is not disturbed.
+func (c *call) removeExpired() error {
+	containers, err := c.tx.Strings("SELECT DISTINCT container_uuid FROM container_requests WHERE container_uuid IS NOT NULL AND owner_uuid IN ("+expiredSQL+")", c.now)
+	if err != nil {
+		return err
+	}
+	for _, sql := range []string{
+		"DELETE FROM collections WHERE delete_at <= ?",
+		"DELETE FROM collections WHERE owner_uuid IN (" + expiredSQL + ")",
+		"DELETE FROM container_requests WHERE owner_uuid IN (" + expiredSQL + ")",
+		"DELETE FROM links WHERE head_uuid IN (" + expiredSQL + ")",
+		"DELETE FROM links WHERE tail_uuid IN (" + expiredSQL + ")",
+		"DELETE FROM links WHERE owner_uuid IN (" + expiredSQL + ")",
+		"DELETE FROM groups WHERE uuid IN (" + expiredSQL + ")", // last: the others look at it
+	} {
+		if err := c.tx.Exec(sql, c.now); err != nil {
+			return err
+		}
+	}
+	for _, uuid := range containers {
+		if err := c.recompute(uuid); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -2,6 +2,7 @@ package api
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 
 	"crunch-oci/localcluster/internal/store"
@@ -44,6 +45,38 @@ func userResource() *resource {
 				return nil
 			})
 		}, write: true},
+		"GET system": {do: func(c *call, _ string) (any, error) {
+			sel, err := c.selection()
+			if err != nil {
+				return nil, err
+			}
+			rec, err := c.tx.Get(store.Users, c.s.systemUUID("tpzed"))
+			if err != nil {
+				return nil, err
+			}
+			return c.render(rec, sel)
+		}},
+		"PUT {uuid}": {do: (*call).updateUser, write: true},
 	}
 	return res
+}
+
+// own are the attributes that users may change about themselves. The others are
+// for administrators.
+var own = []string{"first_name", "last_name", "prefs"}
+
+func (c *call) updateUser(uuid string) (any, error) {
+	return c.update(uuid, func(rec, changed store.Record) error {
+		for _, n := range sortedKeys(changed) {
+			switch {
+			case n == "owner_uuid":
+				return invalid("Owner uuid of a user cannot be changed")
+			case c.caller.admin() && uuid == c.s.systemUUID("tpzed") && (n == "is_admin" || n == "is_active"):
+				return denied("")
+			case !c.caller.admin() && !slices.Contains(own, n):
+				return denied("")
+			}
+		}
+		return nil
+	})
 }

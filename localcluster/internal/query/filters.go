@@ -7,7 +7,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -73,6 +75,28 @@ func Filters(t *store.Table, raw []byte) ([]store.Cond, error) {
 		conds = append(conds, c)
 	}
 	return conds, nil
+}
+
+// Where parses a where parameter, the older form of filters: a JSON object of
+// attributes and the values they must have, or arrays of them.
+func Where(t *store.Table, raw []byte) ([]store.Cond, error) {
+	var wanted map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &wanted); err != nil {
+		return nil, fmt.Errorf("where must be an object of attributes and values")
+	}
+	list := make([][3]any, 0, len(wanted))
+	for _, attr := range slices.Sorted(maps.Keys(wanted)) {
+		op := "="
+		if v := bytes.TrimSpace(wanted[attr]); len(v) > 0 && v[0] == '[' {
+			op = "in"
+		}
+		list = append(list, [3]any{attr, op, wanted[attr]})
+	}
+	filters, err := json.Marshal(list)
+	if err != nil {
+		return nil, err
+	}
+	return Filters(t, filters)
 }
 
 func abbreviate(b []byte) string {

@@ -123,6 +123,17 @@ func TestOrder(t *testing.T) {
 	}
 }
 
+func TestDistinctOrder(t *testing.T) {
+	columns := []string{"state", "priority"}
+	for in, want := range map[string]string{
+		``: `"state", "priority"`, `priority desc`: `"priority" DESC NULLS FIRST, "state"`, `["uuid","state"]`: `"state" ASC NULLS LAST, "priority"`,
+	} {
+		if got, err := DistinctOrder(store.Containers, []byte(in), columns); err != nil || got != want {
+			t.Errorf("%s: %s, %v", in, got, err)
+		}
+	}
+}
+
 // Whatever a client sends, the SQL that results is one that SQLite accepts.
 func FuzzFilters(f *testing.F) {
 	for _, s := range []string{`[["priority",">","0"]]`, `[["properties.a","exists",true]]`, `[["uuid","in",["x",null]]]`, `[["log","like","%"]]`,
