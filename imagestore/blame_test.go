@@ -85,7 +85,7 @@ func TestBadImageIsNoFullDisk(t *testing.T) {
 			img.Layers[i] = img.Layers[0]
 			img.Layers[i].DiffID = id
 		}
-		if err := s.roomFor(img.Layers, &meter{}); err != nil {
+		if err := s.roomFor(t.Context(), img.Layers, &meter{}); err != nil {
 			t.Error(err)
 		}
 	})

@@ -62,7 +62,7 @@ func (s *Store) tryClaim(name string) (*claim, error) {
 		if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 			return nil, err
 		}
-		dir, err := lockDir(path, unix.LOCK_EX)
+		dir, err := lockDir(path, unix.LOCK_EX|unix.LOCK_NB)
 		if errors.Is(err, os.ErrNotExist) {
 			continue // its maker has just renamed or removed it
 		}
@@ -73,14 +73,19 @@ func (s *Store) tryClaim(name string) (*claim, error) {
 	}
 }
 
-// lockDir opens a directory and locks it without waiting. It fails with
-// os.ErrNotExist if the directory is not, or no longer, what path names.
+// lockDir opens a directory and locks it as flock(2) says: how is LOCK_SH or
+// LOCK_EX, with LOCK_NB not to wait. It fails with os.ErrNotExist if the
+// directory is not, or no longer, what path names.
 func lockDir(path string, how int) (*os.File, error) {
 	dir, err := os.OpenFile(path, unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(dir.Fd()), how|unix.LOCK_NB); err != nil {
+	err = unix.EINTR
+	for err == unix.EINTR {
+		err = unix.Flock(int(dir.Fd()), how)
+	}
+	if err != nil {
 		_ = dir.Close()
 		return nil, &os.PathError{Op: "flock", Path: path, Err: err}
 	}

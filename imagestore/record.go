@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
-	"time"
 
 	"crunch-oci/imagestore/archive"
 
@@ -16,7 +16,8 @@ import (
 )
 
 // record is images/<name>.json. It is written once, after everything that it
-// names; a damaged one counts as none.
+// names; a damaged one counts as none. The file's time tells when the image was
+// last used.
 type record struct {
 	Version int           `json:"version"`
 	Key     Key           `json:"key"`
@@ -39,6 +40,15 @@ func (s *Store) readRecord(key Key) (record, error) {
 	if err != nil {
 		return record{}, err
 	}
+	r, err := s.loadRecord(name)
+	if err == nil && r.Key != key {
+		err = ErrNotFound
+	}
+	return r, err
+}
+
+// loadRecord reads a record by its own name.
+func (s *Store) loadRecord(name string) (record, error) {
 	raw, err := os.ReadFile(s.recordPath(name))
 	if errors.Is(err, os.ErrNotExist) {
 		return record{}, ErrNotFound
@@ -47,12 +57,16 @@ func (s *Store) readRecord(key Key) (record, error) {
 		return record{}, fmt.Errorf("image store: %w", err)
 	}
 	var r record
-	if json.Unmarshal(raw, &r) != nil || r.Version != recordVersion || r.Key != key ||
-		digest.FromBytes(r.Config) != r.ID || !slices.Contains(r.Lower, r.Root) {
+	if json.Unmarshal(raw, &r) != nil || r.Version != recordVersion ||
+		digest.FromBytes(r.Config) != r.ID || !slices.Contains(r.Lower, r.Root) ||
+		slices.ContainsFunc(r.Lower, func(id string) bool { return !layerName.MatchString(id) }) {
 		return record{}, ErrNotFound
 	}
 	return r, nil
 }
+
+// layerName is what directories below layers are called.
+var layerName = regexp.MustCompile(`^(cover-)?[0-9a-f]{64}$`)
 
 // writeRecord puts r in place, by way of the claimed directory of its image.
 func (s *Store) writeRecord(c *claim, name string, r record) error {
@@ -125,10 +139,9 @@ var errStale = errors.New("layer may not have survived the last reboot")
 // use takes a layer into use. It fails with os.ErrNotExist where there is none,
 // with errStale where there is one that is not to be believed.
 func (s *Store) use(id string) (*use, error) {
+	// Who holds an exclusive lock here renames the directory at once, or was
+	// only looking whether anybody uses it.
 	dir, err := lockDir(s.layerPath(id), unix.LOCK_SH)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		err = os.ErrNotExist // somebody is removing it
-	}
 	if err != nil {
 		return nil, err
 	}
@@ -185,12 +198,7 @@ func (s *Store) Lookup(key Key) (*Snapshot, error) {
 		closeAll(uses)
 		return nil, err
 	}
-	// The record's time tells when the image was last used.
-	now := time.Now()
-	name, _ := key.name()
-	if err := os.Chtimes(s.recordPath(name), now, now); err != nil {
-		s.o.Warn("image store: " + err.Error())
-	}
+	s.touch(snap.name)
 	return snap, nil
 }
 
@@ -199,7 +207,11 @@ func (s *Store) snapshot(r record, uses []*use) (*Snapshot, error) {
 	if err != nil {
 		return nil, fmt.Errorf("image store: %w", err)
 	}
-	snap := &Snapshot{ID: r.ID, Names: r.Names, RawConfig: r.Config, Config: cfg, store: s, uses: uses}
+	name, err := r.Key.name()
+	if err != nil {
+		return nil, fmt.Errorf("image store: %w", err)
+	}
+	snap := &Snapshot{name: name, ID: r.ID, Names: r.Names, RawConfig: r.Config, Config: cfg, store: s, uses: uses}
 	for _, id := range r.Lower {
 		snap.lower = append(snap.lower, filepath.Join(s.layerPath(id), "fs"))
 		if id == r.Root {

@@ -22,6 +22,7 @@ type Snapshot struct {
 	Config    ocispec.Image
 
 	store   *Store
+	name    string // of the record
 	lower   []string
 	rootDir string // the lowerdir that describes the root directory
 
@@ -36,6 +37,9 @@ func (s *Snapshot) Lowerdirs() []string { return slices.Clone(s.lower) }
 func (s *Snapshot) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.uses != nil {
+		s.store.touch(s.name)
+	}
 	closeAll(s.uses)
 	s.uses = nil
 	return nil

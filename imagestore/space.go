@@ -1,6 +1,7 @@
 package imagestore
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -40,9 +41,10 @@ func (sp space) String() string {
 	return fmt.Sprintf("%s and %d inodes free", units.HumanSize(float64(sp.bytes)), sp.inodes)
 }
 
-// roomFor fails if the layers that are missing cannot fit, before anything is
-// written. What a compressed layer will need is not known: at least its size.
-func (s *Store) roomFor(layers []archive.Layer, p *meter) error {
+// roomFor makes room for the layers that are missing, and fails if they cannot
+// fit, before anything is written. What a compressed layer will need is not
+// known: at least its size.
+func (s *Store) roomFor(ctx context.Context, layers []archive.Layer, p *meter) error {
 	var need int64
 	for i, l := range layers {
 		// At most one of several ids of the same bytes is right. A manifest that
@@ -57,30 +59,72 @@ func (s *Store) roomFor(layers []archive.Layer, p *meter) error {
 		need += l.Size
 	}
 	p.total(need)
+	if need == 0 {
+		return nil
+	}
+	if limit := s.o.Budget.Bytes; limit > 0 && need > limit {
+		return fmt.Errorf("%w: an image of %s", s.overBudget(), humanBytes(need))
+	}
+	if err := s.makeRoom(ctx, need); err != nil {
+		return err
+	}
 	sp, err := s.space()
 	if err != nil {
 		return err
 	}
-	if need > 0 && (need > sp.bytes-sp.reserve || sp.inodes == 0) {
+	if need > sp.bytes-sp.reserve || sp.inodes == 0 {
 		return fmt.Errorf("unpack an image of %s into %s (%s): %w", units.HumanSize(float64(need)), s.root, sp, unix.ENOSPC)
 	}
 	return nil
 }
 
-// bounds gives the limits of one layer: what the options say, and not more bytes
-// than fit. full says that a layer.SizeError would be for want of room. Inodes are
-// not counted beforehand: entries that replace one another take only one, and
-// the kernel says when there are none left.
-func (s *Store) bounds() (o layer.Options, full bool, err error) {
+// overBudget is an ErrLimit: the budget is the site's word on how large images
+// may be.
+func (s *Store) overBudget() error {
+	return fmt.Errorf("%w: the image store's budget is %s (see crunch-run check: store-budget, store-inodes)", ErrLimit, s.o.Budget)
+}
+
+// affordable fails if an unpacked image takes more than the store may.
+func (s *Store) affordable(uses []*use) error {
+	var sum Amount
+	for _, u := range uses {
+		f, err := s.readFacts(u.id)
+		if err != nil {
+			return fmt.Errorf("image store: %w", err)
+		}
+		sum.add(f.size())
+	}
+	if sum.exceeds(s.o.Budget) {
+		return fmt.Errorf("%w: the image takes %s", s.overBudget(), sum)
+	}
+	return nil
+}
+
+// bounds gives the limits of one layer: what the options and the budget say, and
+// not more bytes than fit. why, if not nil, is what a layer.SizeError would be
+// for. Inodes that the file system lacks are not counted beforehand: entries
+// that replace one another take only one, and the kernel says when there are
+// none left.
+func (s *Store) bounds() (o layer.Options, why, err error) {
 	o = s.o.Layer
+	if n := s.o.Budget.Inodes; n > 0 {
+		if o.MaxEntries == 0 {
+			o.MaxEntries = layer.DefaultMaxEntries
+		}
+		o.MaxEntries = min(o.MaxEntries, n)
+	}
+	if n := s.o.Budget.Bytes; n > 0 && (o.MaxBytes == 0 || n < o.MaxBytes) {
+		o.MaxBytes, why = n, s.overBudget()
+	}
 	sp, err := s.space()
 	if err != nil {
-		return o, false, err
+		return o, nil, err
 	}
+	// Only this limit is the disk's: the others are the same on every node.
 	if room := max(sp.bytes-sp.reserve, 1); o.MaxBytes == 0 || room < o.MaxBytes {
-		o.MaxBytes, full = room, true
+		o.MaxBytes, why = room, unix.ENOSPC
 	}
-	return o, full, nil
+	return o, why, nil
 }
 
 // explain adds to a failure for want of space where that was, and what to do.

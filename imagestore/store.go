@@ -67,6 +67,11 @@ type Options struct {
 	// Layer bounds each layer. Whatever it says, a layer is refused when it
 	// would fill the store's file system.
 	Layer layer.Options
+	// Budget is what the store may take, counted as Amount says; the zero value
+	// is no limit. When an image has been unpacked, those that were used least
+	// recently are removed until the rest fits; what is in use stays. An image
+	// that alone is larger is refused with ErrLimit.
+	Budget Amount
 	// Warn, if not nil, gets a line about what is wrong with the store and does
 	// not stop this user of it; until Close, and from any goroutine.
 	Warn func(string)
@@ -79,6 +84,23 @@ type Store struct {
 	boot       string // identifies the time since the machine booted
 	o          Options
 	background *background
+}
+
+// Capacity is what the file system of dir, which need not exist, has in all.
+// Inodes are 0 if it does not count them.
+func Capacity(dir string) (Amount, error) {
+	for {
+		var st unix.Statfs_t
+		err := unix.Statfs(dir, &st)
+		if err == nil {
+			return Amount{Bytes: int64(st.Blocks) * st.Bsize, Inodes: int64(st.Files)}, nil
+		}
+		if up := filepath.Dir(dir); err == unix.ENOENT && up != dir {
+			dir = up
+			continue
+		}
+		return Amount{}, fmt.Errorf("image store: %w", &os.PathError{Op: "statfs", Path: dir, Err: err})
+	}
 }
 
 // Open makes the store's directories if need be. In the background, until Close,

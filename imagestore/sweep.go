@@ -80,7 +80,7 @@ func (s *Store) removeLeftover(path string) {
 	if s.background.ctx.Err() != nil {
 		return
 	}
-	dir, err := lockDir(path, unix.LOCK_EX)
+	dir, err := lockDir(path, unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.ENOTDIR) { // a scratch file that was about to lose its name
 		_ = os.Remove(path)
 	}
@@ -96,35 +96,51 @@ func (s *Store) removeLeftover(path string) {
 // moveAway makes the name of a directory free at once; what is in it is removed
 // in the background. It ends the lock that is held, which may be nil.
 func (s *Store) moveAway(path string, lock *os.File) error {
-	// A new name for each, so that one half removed is nobody's obstacle.
-	old := s.tmpPath(fmt.Sprintf("old-%s-%d-%d", filepath.Base(path), os.Getpid(), time.Now().UnixNano()))
-	err := os.Rename(path, old)
-	if lock != nil {
-		_ = unix.Flock(int(lock.Fd()), unix.LOCK_UN) // also if a child has just been forked with it
-		_ = lock.Close()
-	}
+	old, err := s.moveAside(path, lock)
 	if err == nil {
 		s.background.tasks.Go(func() { s.removeLeftover(old) })
 	}
 	return err
 }
 
+// moveAside is moveAway without the removing, which is up to the caller.
+func (s *Store) moveAside(path string, lock *os.File) (old string, err error) {
+	// A new name for each, so that one half removed is nobody's obstacle.
+	old = s.tmpPath(fmt.Sprintf("old-%s-%d-%d", filepath.Base(path), os.Getpid(), time.Now().UnixNano()))
+	err = os.Rename(path, old)
+	if lock != nil {
+		_ = unix.Flock(int(lock.Fd()), unix.LOCK_UN) // also if a child has just been forked with it
+		_ = lock.Close()
+	}
+	return old, err
+}
+
 // discard makes the name of a layer that nobody uses free; if stale is set, only
 // that of a layer that is not to be believed. It fails with EWOULDBLOCK if the
 // layer is in use.
 func (s *Store) discard(id string, stale bool) error {
+	old, err := s.takeOut(id, stale)
+	if err == nil && old != "" {
+		s.background.tasks.Go(func() { s.removeLeftover(old) })
+	}
+	return err
+}
+
+// takeOut is discard without the removing of old, which is "" if there is
+// nothing to remove.
+func (s *Store) takeOut(id string, stale bool) (old string, err error) {
 	path := s.layerPath(id)
-	dir, err := lockDir(path, unix.LOCK_EX)
+	dir, err := lockDir(path, unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil
+		return "", nil
 	}
 	if err != nil {
-		return err
+		return "", err
 	}
 	if stale && s.believed(id) {
-		return dir.Close() // it has been made anew
+		return "", dir.Close() // it has been made anew
 	}
-	return s.moveAway(path, dir)
+	return s.moveAside(path, dir)
 }
 
 // emptyDir makes dir, whose lock is held, empty.

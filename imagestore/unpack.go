@@ -74,19 +74,51 @@ func (s *Store) make(ctx context.Context, c *claim, key Key, name string, open f
 	}
 
 	layers := distinct(img.Layers)
-	if err := s.roomFor(layers, p); err != nil {
+	if err := s.roomFor(ctx, layers, p); err != nil {
 		return nil, err
 	}
-	uses := make([]*use, len(layers))
+	uses, err := s.unpackLayers(ctx, layers, p)
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		// How large compressed layers are is not known beforehand.
+		if pruned, perr := s.Prune(ctx, PruneOptions{All: true}); perr == nil && len(pruned.Images) > 0 {
+			p.restart()
+			uses, err = s.unpackLayers(ctx, layers, p)
+		}
+	}
+	if err != nil {
+		return nil, s.explain(err)
+	}
 	defer func() {
 		if err != nil {
-			for _, u := range uses {
-				if u != nil {
-					u.close()
-				}
-			}
+			closeAll(uses)
 		}
 	}()
+	p.finish()
+	st, err := s.stack(ctx, uses)
+	if err != nil {
+		return nil, s.explain(err)
+	}
+	uses = st.uses
+	if err := s.affordable(uses); err != nil {
+		return nil, err
+	}
+	r := record{
+		Version: recordVersion, Key: key, ID: img.ID, Names: img.Names, Config: img.RawConfig,
+		Lower: st.lower, Root: st.root,
+	}
+	for _, l := range img.Layers {
+		r.Layers = append(r.Layers, l.DiffID.Encoded())
+	}
+	if err := s.writeRecord(c, name, r); err != nil {
+		return nil, s.explain(fmt.Errorf("image store: %w", err))
+	}
+	defer s.enforce()
+	return s.snapshot(r, uses)
+}
+
+// unpackLayers gives all the layers in use, in their order, or none.
+func (s *Store) unpackLayers(ctx context.Context, layers []archive.Layer, p *meter) ([]*use, error) {
+	uses := make([]*use, len(layers))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(s.o.Parallel)
 	for i, l := range layers {
@@ -100,25 +132,14 @@ func (s *Store) make(ctx context.Context, c *claim, key Key, name string, open f
 		})
 	}
 	if err := g.Wait(); err != nil {
-		return nil, s.explain(err)
+		for _, u := range uses {
+			if u != nil {
+				u.close()
+			}
+		}
+		return nil, err
 	}
-	p.finish()
-	st, err := s.stack(ctx, uses)
-	if err != nil {
-		return nil, s.explain(err)
-	}
-	uses = st.uses
-	r := record{
-		Version: recordVersion, Key: key, ID: img.ID, Names: img.Names, Config: img.RawConfig,
-		Lower: st.lower, Root: st.root,
-	}
-	for _, l := range img.Layers {
-		r.Layers = append(r.Layers, l.DiffID.Encoded())
-	}
-	if err := s.writeRecord(c, name, r); err != nil {
-		return nil, s.explain(fmt.Errorf("image store: %w", err))
-	}
-	return s.snapshot(r, uses)
+	return uses, nil
 }
 
 // distinct leaves out all but the topmost of layers that are the same: the
@@ -203,7 +224,7 @@ func (s *Store) unpackLayer(ctx context.Context, c *claim, l archive.Layer, p *m
 	if err := os.Mkdir(fs, 0o700); err != nil {
 		return err
 	}
-	o, full, err := s.bounds()
+	o, why, err := s.bounds()
 	if err != nil {
 		return err
 	}
@@ -214,10 +235,9 @@ func (s *Store) unpackLayer(ctx context.Context, c *claim, l archive.Layer, p *m
 	defer stream.Close()
 	res, err := layer.Extract(ctx, stream, fs, o)
 	if err != nil {
-		// Only this limit is the disk's: the others are the same on every node.
 		var size *layer.SizeError
-		if full && errors.As(err, &size) {
-			return fmt.Errorf("%w: %w", unix.ENOSPC, err)
+		if errors.As(err, &size) && why != nil {
+			return fmt.Errorf("%w: %w", why, err)
 		}
 		return blame(ctx, stream, err)
 	}
@@ -270,4 +290,5 @@ func (m *meter) update(f func(*Progress)) {
 func (m *meter) finish()       { m.update(func(p *Progress) { p.Waiting = false; p.Done = p.Total }) }
 func (m *meter) wait()         { m.update(func(p *Progress) { p.Waiting = true }) }
 func (m *meter) add(n int)     { m.update(func(p *Progress) { p.Waiting = false; p.Done += int64(n) }) }
+func (m *meter) restart()      { m.update(func(p *Progress) { p.Waiting = false; p.Done = 0 }) }
 func (m *meter) total(n int64) { m.update(func(p *Progress) { p.Waiting = false; p.Total = n }) }

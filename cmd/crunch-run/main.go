@@ -28,7 +28,9 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return runLocal(args[2:], stdout, stderr)
 	case "cluster":
 		return runCluster(args[2:], stdout, stderr)
-	case "image", "submit", "request", "collection":
+	case "image":
+		return runImage(args[1:], stdout, stderr)
+	case "submit", "request", "collection":
 		return runClient(args[1:], stdout, stderr)
 	case "keep-mount":
 		return runKeepMount(args[2:], stdout, stderr)

@@ -88,3 +88,16 @@ func ParseSize(text string) (int64, error) {
 	}
 	return int64(f * float64(factor)), nil
 }
+
+// parseCount reads a number of things, or a percentage. The result's Bytes are
+// things.
+func parseCount(text string) (Amount, error) {
+	if strings.HasSuffix(text, "%") {
+		return parseAmount(text)
+	}
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || n <= 0 {
+		return Amount{}, fmt.Errorf("%q is neither a whole number of more than 0 nor a percentage", text)
+	}
+	return Amount{Bytes: n}, nil
+}

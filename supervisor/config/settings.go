@@ -30,6 +30,9 @@ type Site struct {
 	StoreDir string
 	// StoreBudget is how large the image store may grow.
 	StoreBudget Amount
+	// StoreInodes is how many files and directories it may hold; the amount's
+	// "bytes" are inodes.
+	StoreInodes Amount
 	// RuntimeDir holds the state and bundle of each running container.
 	RuntimeDir string
 	// LocalDir holds the results of "crunch-run local" that have no other place.
@@ -85,9 +88,19 @@ type setting struct {
 var settings = []setting{
 	dirSetting("store-dir", "directory of the image store", "/var/lib/crunch-run", func(s *Site) *string { return &s.StoreDir }),
 	{
-		"store-budget", "size the image store may grow to: bytes, a size such as 50GiB, or a percentage of its file system (no effect in this version)", "50%",
+		"store-budget", "size the image store may grow to: bytes, a size such as 50GiB, or a percentage of its file system; images not in use are removed, the least recently used first, and larger ones are refused", "50%",
 		func(s *Site, text string) (err error) { s.StoreBudget, err = parseAmount(text); return },
 		func(s *Site) string { return s.StoreBudget.String() },
+	},
+	{
+		"store-inodes", "files and directories the image store may hold: a number, or a percentage of its file system's inodes", "50%",
+		func(s *Site, text string) (err error) { s.StoreInodes, err = parseCount(text); return },
+		func(s *Site) string {
+			if s.StoreInodes.Percent != 0 {
+				return s.StoreInodes.String()
+			}
+			return strconv.FormatInt(s.StoreInodes.Bytes, 10)
+		},
 	},
 	dirSetting("runtime-dir", "directory for the state of running containers", "/run/crunch-run", func(s *Site) *string { return &s.RuntimeDir }),
 	dirSetting("local-dir", "directory for the results of crunch-run local that have no other place", "/var/lib/crunch-run-local", func(s *Site) *string { return &s.LocalDir }),

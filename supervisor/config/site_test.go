@@ -35,7 +35,7 @@ func TestDefaults(t *testing.T) {
 	described := site.Describe()
 	site.described = nil
 	want := Site{
-		StoreDir: "/var/lib/crunch-run", StoreBudget: Amount{Percent: 50}, RuntimeDir: "/run/crunch-run", LocalDir: "/var/lib/crunch-run-local", LockDir: "/var/lock",
+		StoreDir: "/var/lib/crunch-run", StoreBudget: Amount{Percent: 50}, StoreInodes: Amount{Percent: 50}, RuntimeDir: "/run/crunch-run", LocalDir: "/var/lib/crunch-run-local", LockDir: "/var/lock",
 		Network: "bridge", Seccomp: true, PidsLimit: 32768, GPU: "auto",
 	}
 	if !reflect.DeepEqual(site, want) {
@@ -130,6 +130,9 @@ func TestBadSiteFiles(t *testing.T) {
 		"store-budget: 0":                                {"more than 0"},
 		"store-budget: 101%":                             {"1% to 100%"},
 		"store-budget: 5 gallons":                        {"not a size"},
+		"store-inodes: 0":                                {"more than 0"},
+		"store-inodes: 1GB":                              {"whole number"},
+		"store-inodes: 0%":                               {"1% to 100%"},
 	} {
 		_, err := Load(Sources{DefaultFile: siteFile(t, text)})
 		if err == nil {

@@ -8,7 +8,7 @@ import (
 
 // withoutEffect are the site settings that this version accepts and does not
 // obey yet.
-var withoutEffect = []string{"store-budget", "gpu"}
+var withoutEffect = []string{"gpu"}
 
 // notes are the first lines of the log: which helpers are not started, and what
 // was asked for that this version does not do. Nothing is dropped silently.

@@ -8,7 +8,7 @@ import (
 )
 
 func TestNotes(t *testing.T) {
-	site, err := config.Load(config.Sources{Flags: map[string]string{"store-budget": "1GB"}, DefaultFile: "/nonexistent/config.yml"})
+	site, err := config.Load(config.Sources{Flags: map[string]string{"gpu": "off"}, DefaultFile: "/nonexistent/config.yml"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -27,7 +27,7 @@ func TestNotes(t *testing.T) {
 			[]string{
 				"not starting a local keepstore process because this version has none", noGateway,
 				"Not checking for spot instance interruptions (this version cannot)",
-				"store-budget (-store-budget) has no effect in this version",
+				"gpu (-gpu) has no effect in this version",
 			},
 		},
 	} {

@@ -13,7 +13,6 @@ import (
 
 	"crunch-oci/arvados"
 	"crunch-oci/cgroups"
-	"crunch-oci/imagestore"
 	"crunch-oci/internal/undo"
 	"crunch-oci/keep"
 	"crunch-oci/supervisor"
@@ -94,7 +93,7 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 	if err != nil {
 		return err
 	}
-	store, err := imagestore.Open(j.Site.StoreDir, imagestore.Options{Warn: func(text string) { log.Printf("image store: %s", text) }})
+	store, err := OpenStore(j.Site, func(text string) { log.Printf("%s", text) })
 	if err != nil {
 		return err
 	}
