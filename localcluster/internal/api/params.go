@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"mime"
+	"mime/multipart"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -144,24 +145,33 @@ func (c *call) readBody(w http.ResponseWriter) (body []byte, release func(), err
 }
 
 func (c *call) parseBody(body []byte) error {
-	mediaType, _, err := mime.ParseMediaType(c.r.Header.Get("Content-Type"))
+	mediaType, options, err := mime.ParseMediaType(c.r.Header.Get("Content-Type"))
 	if err != nil {
 		mediaType = ""
 	}
+	if e := c.r.Header.Get("Content-Encoding"); e != "" && e != "identity" && len(body) > 0 {
+		return plainError(http.StatusUnsupportedMediaType, "request bodies must be sent as they are, not with Content-Encoding %q", e)
+	}
+	text := bytes.TrimSpace(body)
 	switch {
-	case mediaType == "application/x-www-form-urlencoded":
+	case mediaType == "application/x-www-form-urlencoded" || mediaType == "" && !c.res.front && len(text) > 0 && text[0] != '{':
 		form, err := url.ParseQuery(string(body))
 		if err != nil {
 			return plainError(http.StatusBadRequest, "malformed form: %v", err)
 		}
-		for k, v := range form {
-			c.params.values[k] = value{text: v[len(v)-1]}
+		c.takeForm(form)
+	case mediaType == "multipart/form-data":
+		form, err := multipart.NewReader(bytes.NewReader(body), options["boundary"]).ReadForm(maxRequestSize)
+		if err != nil {
+			return plainError(http.StatusBadRequest, "malformed form: %v", err)
 		}
-		if m, ok := form["_method"]; ok {
-			c.method = strings.ToUpper(m[len(m)-1])
+		defer form.RemoveAll() // there are no files: all fits into memory
+		if len(form.File) > 0 {
+			return plainError(http.StatusBadRequest, "malformed form: parameters cannot be files")
 		}
-	case len(bytes.TrimSpace(body)) == 0:
-	case mediaType == "application/json" || mediaType == "" && c.res.front:
+		c.takeForm(form.Value)
+	case len(text) == 0:
+	case mediaType == "application/json" || mediaType == "":
 		if !utf8.Valid(body) || json.Unmarshal(body, &c.params.jsonBody) != nil || c.params.jsonBody == nil {
 			if c.res.front {
 				return plainError(http.StatusBadRequest, "request body is not a JSON object")
@@ -171,6 +181,8 @@ func (c *call) parseBody(body []byte) error {
 		for k, v := range c.params.jsonBody {
 			c.params.values[k] = value{json: v}
 		}
+	default:
+		return plainError(http.StatusUnsupportedMediaType, "request body of type %q: must be a form or JSON", mediaType)
 	}
 	if m := c.params.values["_method"]; c.res.front && m.json == nil && m.text != "" {
 		c.method = strings.ToUpper(m.text)
@@ -179,6 +191,16 @@ func (c *call) parseBody(body []byte) error {
 		c.method = strings.ToUpper(m)
 	}
 	return nil
+}
+
+// takeForm takes the parameters of a form.
+func (c *call) takeForm(form url.Values) {
+	for k, v := range form {
+		c.params.values[k] = value{text: v[len(v)-1]}
+	}
+	if m, ok := form["_method"]; ok {
+		c.method = strings.ToUpper(m[len(m)-1])
+	}
 }
 
 // token is the token given as a parameter.

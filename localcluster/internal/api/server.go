@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/http"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"time"
 
@@ -309,6 +310,7 @@ func (s *Server) answer(w http.ResponseWriter, c *call, v any, err error) {
 	}
 	s.log.Debug("api", "method", c.method, "path", c.r.URL.Path, "status", status, "request_id", c.id, "took", time.Since(c.now))
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(status)
 	if c.method != http.MethodHead {
 		_, _ = w.Write(body) // the client may be gone

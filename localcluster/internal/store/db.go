@@ -50,12 +50,9 @@ var ErrClosed = errors.New("database is closed")
 // Open opens the file at path, making it with mode 0600 if it does not exist,
 // and applies outstanding migrations.
 func Open(path string, o Options) (*DB, error) {
-	// SQLite would make the file with the umask's mode; it holds secrets.
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
+	if err := makePrivate(path, path+"-wal", path+"-shm"); err != nil {
 		return nil, fmt.Errorf("open database: %w", err)
 	}
-	f.Close()
 	db := &DB{
 		path:   path,
 		pragma: "PRAGMA busy_timeout=10000; PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA trusted_schema=OFF; PRAGMA temp_store=MEMORY; PRAGMA journal_size_limit=16777216;",
@@ -73,6 +70,11 @@ func Open(path string, o Options) (*DB, error) {
 			w.close()
 		}
 	}
+	if err == nil { // a new database got another log; nothing secret is in it yet
+		if err = makePrivate(path + "-wal"); err != nil {
+			w.close()
+		}
+	}
 	if errors.Is(err, sqlite3.NOTADB) || errors.Is(err, sqlite3.CORRUPT) {
 		return nil, fmt.Errorf("open database %s: %w: the file is damaged or not ours; restore it, or use another directory", path, err)
 	}
@@ -84,6 +86,22 @@ func Open(path string, o Options) (*DB, error) {
 		db.slots <- struct{}{}
 	}
 	return db, nil
+}
+
+// makePrivate makes files for root only, creating them if they are not there: they
+// hold secrets, and SQLite would use the umask's mode. An empty log is no log to
+// it.
+func makePrivate(paths ...string) error {
+	for _, path := range paths {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(f.Chmod(0o600), f.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (db *DB) connect() (*conn, error) {

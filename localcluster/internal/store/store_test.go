@@ -223,3 +223,26 @@ func TestLike(t *testing.T) {
 		}
 	}
 }
+
+// The database holds tokens, and so do its log and its index.
+func TestFilesArePrivate(t *testing.T) {
+	dir := t.TempDir()
+	for range 2 { // a new one, and one that is there
+		db := open(t, filepath.Join(dir, "db"))
+		if err := db.Update(t.Context(), func(tx *Tx) error { return tx.SetSetting("a", "b") }); err != nil {
+			t.Fatal(err)
+		}
+		entries, err := os.ReadDir(dir)
+		if err != nil || len(entries) < 2 {
+			t.Fatalf("%v %v", entries, err)
+		}
+		for _, e := range entries {
+			if fi, err := e.Info(); err != nil || fi.Mode().Perm() != 0o600 {
+				t.Errorf("%s: %v %v", e.Name(), fi.Mode(), err)
+			}
+		}
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
