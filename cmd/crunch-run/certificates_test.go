@@ -9,7 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crunch-oci/arvados"
-	"crunch-oci/supervisor/config"
 )
 
 // What the supervisor starts gets the certificates it has found itself.
@@ -40,7 +39,7 @@ func TestCertificatesForChildren(t *testing.T) {
 					if err := os.WriteFile(arvados.DefaultCAFile, nil, 0o644); err != nil {
 						return err
 					}
-					_, err := newJob(config.Flags{}, io.Discard)
+					_, err := supervision{stderr: io.Discard}.configure(t.Context())
 					return err
 				}()
 			}()

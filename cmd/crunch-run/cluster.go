@@ -78,16 +78,16 @@ func runCluster(args []string, stdout, stderr io.Writer) int {
 		k, v, _ := strings.Cut(kv, "=")
 		fmt.Fprintf(stdout, "export %s='%s'\n", k, strings.ReplaceAll(v, "'", `'\''`))
 	}
-	err = errors.Join(dispatch(ctx, stop, cluster, *slots, stderr), cluster.Close())
+	err = errors.Join(runQueue(ctx, stop, cluster, *slots, stderr), cluster.Close())
 	if err != nil {
 		return fail(stderr, 1, "crunch-run cluster: %v", err)
 	}
 	return 0
 }
 
-// dispatch runs the cluster's own dispatcher until stop is done. It sees to what
+// runQueue runs the cluster's own dispatcher until stop is done. It sees to what
 // an earlier one left behind also when there are no slots.
-func dispatch(ctx, stop context.Context, cluster *localcluster.Cluster, slots int, stderr io.Writer) error {
+func runQueue(ctx, stop context.Context, cluster *localcluster.Cluster, slots int, stderr io.Writer) error {
 	api, err := arvados.NewClient(clusterConfig(cluster, cluster.OwnDispatcherToken()))
 	if err != nil {
 		return err

@@ -16,7 +16,11 @@ func stopSignals(terminal bool) (ctx, stop context.Context, release func()) {
 	ctx, giveUp := context.WithCancelCause(context.Background())
 	stop, stopNow := context.WithCancelCause(ctx)
 	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP)
+	// Also those that a shell has told its background jobs to ignore.
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT)
+	if !signal.Ignored(syscall.SIGHUP) { // nohup(1)
+		signal.Notify(signals, syscall.SIGHUP)
+	}
 	// Asking for it makes writing to a closed stdout or stderr an error instead
 	// of the end of the program. Ignoring it would do that to the container too.
 	// The others are a dispatcher's: USR1 asks for the log before there is one,

@@ -16,32 +16,74 @@ import (
 	"crunch-oci/cmd/crunch-run/wire"
 	"crunch-oci/internal/mountns"
 	"crunch-oci/supervisor/config"
+	"crunch-oci/supervisor/dispatch"
 	"crunch-oci/supervisor/joblog"
 )
 
-// runSupervisor is the reference's command line: run one container.
+// runSupervisor is the reference's command line: run one container, here or in
+// the background, list or signal those in the background.
 func runSupervisor(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	program := config.Program{Name: args[0], Version: version, Roles: []string{"local", "cluster", "image", "submit", "request", "collection"}, ClusterConfig: os.Getenv("ARVADOS_CONFIG")}
 	flags, exit := config.ParseFlags(program, args[1:], stdout, stderr)
 	if exit != nil {
 		return exit.Code
 	}
-	switch flags.Mode {
-	case config.ModeRun:
-	case config.ModeList:
-		return fail(stderr, 1, "-list is not available in this version: only foreground runs are")
-	case config.ModeKill:
-		return fail(stderr, 1, "-kill is not available in this version: only foreground runs are")
-	case config.ModeDetach:
-		return fail(stderr, 1, "-detach is not available in this version: only foreground runs are")
+	if flags.Mode == config.ModeList {
+		return list(flags, stdin, stdout, stderr)
 	}
-	if code := prepareProcess(stderr); code != 0 {
+	if !dispatch.ValidUUID(flags.UUID) { // it becomes part of paths
+		return fail(stderr, 1, "%q is not the UUID of a container (xxxxx-dz642-xxxxxxxxxxxxxxx)", flags.UUID)
+	}
+	switch flags.Mode {
+	case config.ModeKill:
+		return kill(flags, stderr)
+	case config.ModeDetach:
+		return detach(flags, stdin, stdout, stderr)
+	}
+	var inherited *dispatch.Inherited
+	if flags.NoDetach {
+		var err error
+		if inherited, err = dispatch.Inherit(flags.UUID); err != nil {
+			return fail(stderr, 1, "%s: %v", flags.UUID, err)
+		}
+	}
+	s := supervision{flags: flags, inherited: inherited, stdin: stdin, stderr: inherited.Messages(stderr)}
+	return s.run()
+}
+
+// supervision is one run of a container by this process.
+type supervision struct {
+	flags     config.Flags
+	inherited *dispatch.Inherited // nil: in the foreground
+	stdin     io.Reader
+	stderr    io.Writer
+}
+
+func (s supervision) run() int {
+	if code := prepareProcess(s.stderr); code != 0 {
 		return code
+	}
+	if err := s.inherited.KeepPrivate(); err != nil {
+		return fail(s.stderr, 1, "%v", err)
 	}
 	ctx, stop, release := stopSignals(false)
 	defer release()
-	if err := supervise(ctx, stop, flags, stdin, stderr); err != nil {
-		return fail(stderr, 1, "%s: %v", flags.UUID, err)
+	job, err := s.configure(stop)
+	if err != nil {
+		return fail(s.stderr, 1, "%v", err)
+	}
+	s.inherited.Accept()
+	job.OnLog = saveOnSignal(ctx)
+	fmt.Fprintf(s.stderr, "crunch-run %s started\n", programVersion())
+	if err := pause(stop, s.flags.Sleep); err != nil {
+		return fail(s.stderr, 1, "%s: %v", s.flags.UUID, err)
+	}
+	err = wire.Run(ctx, stop, job)
+	if s.flags.MemProfile != "" {
+		writeMemProfile(s.flags.MemProfile, s.stderr)
+	}
+	if err != nil {
+		return fail(s.stderr, 1, "%s: %v", s.flags.UUID, err)
 	}
 	return 0
 }
@@ -54,6 +96,9 @@ func prepareProcess(stderr io.Writer) int {
 	if os.Geteuid() != 0 {
 		return fail(stderr, 1, "crunch-run must be run as root: it mounts file systems and makes cgroups and namespaces")
 	}
+	// A dispatcher may send them at any moment, also between one execution and
+	// the next: what is ignored stays ignored there, a handler does not.
+	signal.Ignore(syscall.SIGUSR1, syscall.SIGUSR2)
 	if err := mountns.Enter(); err != nil {
 		return fail(stderr, 1, "%v", err)
 	}
@@ -65,37 +110,54 @@ func prepareProcess(stderr io.Writer) int {
 	return 0
 }
 
-func supervise(ctx, stop context.Context, flags config.Flags, stdin io.Reader, stderr io.Writer) error {
-	var message *config.Message
-	if flags.StdinConfig {
-		var err error
-		if message, err = readMessage(stop, stdin); err != nil {
-			return err
+// configure collects what is said by stdin or the cluster configuration file,
+// flags, environment and site file.
+func (s supervision) configure(stop context.Context) (wire.Job, error) {
+	job := wire.Job{
+		UUID: s.flags.UUID, Version: programVersion(), Flags: s.flags, KeepRetries: wire.KeepRetries, Stderr: s.stderr,
+	}
+	if s.inherited != nil {
+		job.RunLock = s.inherited.Lock
+	}
+	if s.flags.StdinConfig {
+		message, err := readMessage(stop, s.stdin)
+		if err != nil {
+			return wire.Job{}, err
 		}
 		if err := message.SetEnv(os.Setenv); err != nil {
-			return err
+			return wire.Job{}, err
+		}
+		job.Message = message
+	} else {
+		job.ClusterFile = config.LoadClusterFile(s.flags.ClusterConfig)
+		for _, line := range job.ClusterFile.Notes {
+			fmt.Fprintln(s.stderr, line)
 		}
 	}
-	fmt.Fprintf(stderr, "crunch-run %s started\n", programVersion())
-	if err := pause(stop, flags.Sleep); err != nil {
-		return err
-	}
-	if flags.CACerts != "" {
-		if err := os.Setenv("SSL_CERT_FILE", flags.CACerts); err != nil {
-			return err
+	if s.flags.CACerts != "" {
+		// Before anything speaks TLS.
+		if err := os.Setenv("SSL_CERT_FILE", s.flags.CACerts); err != nil {
+			return wire.Job{}, err
 		}
 	}
-	job, err := newJob(flags, stderr)
-	if err != nil {
-		return err
+	var warning error
+	if job.Cluster, warning = arvados.ConfigFromEnv(os.LookupEnv); warning != nil {
+		fmt.Fprintln(s.stderr, warning)
 	}
-	job.Message = message
-	job.OnLog = saveOnSignal(ctx)
-	err = wire.Run(ctx, stop, job)
-	if flags.MemProfile != "" {
-		writeMemProfile(flags.MemProfile, stderr)
+	if job.Cluster.CAFile != "" {
+		// The hook and the FUSE server shall believe the same certificates.
+		if err := os.Setenv("SSL_CERT_FILE", job.Cluster.CAFile); err != nil {
+			return wire.Job{}, err
+		}
 	}
-	return err
+	var err error
+	job.Site, err = loadSite(s.flags)
+	job.Env = config.TakeEnvironment()
+	return job, err
+}
+
+func loadSite(flags config.Flags) (config.Site, error) {
+	return config.Load(config.Sources{Flags: flags.Settings, Lookup: os.LookupEnv, Environ: os.Environ()})
 }
 
 // readMessage reads what the dispatcher writes to stdin, unless stop is done
@@ -116,28 +178,6 @@ func readMessage(stop context.Context, stdin io.Reader) (*config.Message, error)
 	case <-stop.Done():
 		return nil, context.Cause(stop)
 	}
-}
-
-// newJob collects what is said by flags, environment and site file.
-func newJob(flags config.Flags, stderr io.Writer) (wire.Job, error) {
-	cluster, warning := arvados.ConfigFromEnv(os.LookupEnv)
-	if warning != nil {
-		fmt.Fprintln(stderr, warning)
-	}
-	if cluster.CAFile != "" {
-		// The hook and the FUSE server shall believe the same certificates.
-		if err := os.Setenv("SSL_CERT_FILE", cluster.CAFile); err != nil {
-			return wire.Job{}, err
-		}
-	}
-	site, err := config.Load(config.Sources{Flags: flags.Settings, Lookup: os.LookupEnv, Environ: os.Environ()})
-	if err != nil {
-		return wire.Job{}, err
-	}
-	return wire.Job{
-		UUID: flags.UUID, Version: programVersion(), Site: site, Flags: flags, KeepRetries: wire.KeepRetries,
-		Env: config.TakeEnvironment(), Cluster: cluster, Stderr: stderr,
-	}, nil
 }
 
 // pause waits for d, or until stop is done, which is then the error.

@@ -42,6 +42,35 @@ type Volume struct {
 	Replication    int
 }
 
+// ClusterFile is what a cluster configuration file says.
+type ClusterFile struct {
+	// ID is the cluster's, Config its configuration, as JSON; "" and nil if the
+	// file could not be used.
+	ID     string
+	Config json.RawMessage
+	// Notes are lines for stderr and the container's log: how it went.
+	Notes []string
+}
+
+// LoadClusterFile reads a cluster configuration file. That it cannot be used
+// does not prevent a run, so it is no error but a note (spec: cli-and-dispatch
+// section 4).
+func LoadClusterFile(path string) ClusterFile {
+	id, raw, err := ReadClusterFile(path)
+	if err != nil {
+		return ClusterFile{Notes: []string{fmt.Sprintf("could not load config file %s: %v", path, err)}}
+	}
+	return ClusterFile{ID: id, Config: raw, Notes: []string{"loaded config file " + path}}
+}
+
+// String keeps the tokens out of logs.
+func (c ClusterFile) String() string {
+	return fmt.Sprintf("cluster configuration of %q, %d bytes", c.ID, len(c.Config))
+}
+
+// GoString keeps the tokens out of logs.
+func (c ClusterFile) GoString() string { return c.String() }
+
 // String keeps the management token out of logs.
 func (c Cluster) String() string { return fmt.Sprintf("cluster with %d volumes", len(c.Volumes)) }
 

@@ -43,6 +43,8 @@ type Flags struct {
 	// Args are all arguments, without a leading -no-detach: what a detached
 	// child is started with.
 	Args []string
+	// NoDetach says that there was a leading -no-detach: this may be such a child.
+	NoDetach bool
 
 	BrokenNodeHook        string
 	CACerts               string
@@ -78,9 +80,8 @@ type Exit struct{ Code int }
 // cli-and-dispatch section 1.2).
 func ParseFlags(p Program, args []string, stdout, stderr io.Writer) (Flags, *Exit) {
 	f := Flags{Args: args, Settings: map[string]string{}}
-	detachable := true
 	if len(args) > 0 && args[0] == "-no-detach" {
-		detachable = false
+		f.NoDetach = true
 		args = args[1:]
 		f.Args = args
 	}
@@ -108,7 +109,7 @@ func ParseFlags(p Program, args []string, stdout, stderr io.Writer) (Flags, *Exi
 		return f, &Exit{2}
 	}
 	switch {
-	case detach && detachable:
+	case detach && !f.NoDetach:
 		f.Mode = ModeDetach
 	case f.KillSignal >= 0:
 		f.Mode = ModeKill

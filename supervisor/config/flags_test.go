@@ -132,7 +132,7 @@ func TestFlagValues(t *testing.T) {
 		t.Fatal(exit, stderr)
 	}
 	want := Flags{
-		UUID: uuid, Args: args, BrokenNodeHook: "/hook", CACerts: "/ca", CgroupParentSubsystem: "memory", ClusterConfig: "/c",
+		UUID: uuid, Args: args, NoDetach: true, BrokenNodeHook: "/hook", CACerts: "/ca", CgroupParentSubsystem: "memory", ClusterConfig: "/c",
 		EnableNetworking: "always", NetworkMode: "host", CrunchstatInterval: 90 * time.Second, MemProfile: "/m", RuntimeEngine: "singularity",
 		Sleep: 2 * time.Second, StdinConfig: true, StdinPrices: true, KillSignal: -1,
 		Settings: map[string]string{"stop-grace": "5s", "store-dir": "/s2"},

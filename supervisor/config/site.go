@@ -40,7 +40,8 @@ type Sources struct {
 // Load gives every setting its value: that of the flag, else of the variable,
 // else of the site file, else the default. Empty variables count as not set. A
 // site file that is named but missing is an error, a missing default one is
-// not. All errors are reported, each with the place of the value.
+// not. All errors are reported, each with the place of the value; settings that
+// have one have their defaults then, for callers that must go on.
 func Load(src Sources) (Site, error) {
 	lookup := src.Lookup
 	if lookup == nil {
@@ -71,6 +72,9 @@ func Load(src Sources) (Site, error) {
 		}
 		if err := d.parse(&site, text); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %s: %q: %w", origin, d.name, text, err))
+			if err := d.parse(&site, d.def); err != nil {
+				panic(err) // a mistake in the table
+			}
 			continue
 		}
 		site.described = append(site.described, Setting{d.name, d.show(&site), origin, d.usage})
@@ -78,10 +82,7 @@ func Load(src Sources) (Site, error) {
 	if len(errs) == 0 {
 		errs = append(errs, site.checkTogether())
 	}
-	if err := errors.Join(errs...); err != nil {
-		return Site{}, err
-	}
-	return site, nil
+	return site, errors.Join(errs...)
 }
 
 // otherVariables begin like settings and have other purposes.

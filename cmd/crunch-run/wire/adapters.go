@@ -23,6 +23,7 @@ type mounter struct {
 	site    config.Site
 	cluster arvados.Config
 	version string
+	runLock *os.File // may be nil
 }
 
 // Version implements supervisor.Mounter.
@@ -38,6 +39,9 @@ func (m mounter) Start(ctx context.Context, args []string, token string, stdout,
 	command, readyVar := m.site.KeepMount, ""
 	if len(command) == 0 {
 		command, readyVar = []string{"/proc/self/exe", "keep-mount"}, mount.ReadyFD
+	}
+	if m.runLock != nil {
+		inherit = append(inherit[:len(inherit):len(inherit)], m.runLock)
 	}
 	env := clusterEnv(m.cluster)
 	env["ARVADOS_API_TOKEN"] = token

@@ -4,18 +4,13 @@ import (
 	"context"
 	"errors"
 	"io"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"syscall"
 	"time"
 
 	"crunch-oci/internal/forkthread"
+	"crunch-oci/supervisor/dispatch"
 )
-
-// brokenMarker tells "crunch-run --list", and through it the cloud dispatcher,
-// that this node cannot run containers (spec: lifecycle section 9).
-const brokenMarker = "crunch-run-broken"
 
 // hookTimeout bounds the site's hook: a container waits meanwhile for its final
 // state.
@@ -27,7 +22,9 @@ type messageLog interface {
 	Lines() io.WriteCloser
 }
 
-// markBroken runs the site's hook, or else leaves the marker.
+// markBroken runs the site's hook, or else leaves the marker that tells
+// "crunch-run --list", and through it the cloud dispatcher, that this node cannot
+// run containers (spec: lifecycle section 9).
 func (j Job) markBroken(log messageLog) func(context.Context, error) {
 	return func(ctx context.Context, _ error) {
 		if hook := j.Flags.BrokenNodeHook; hook != "" {
@@ -37,14 +34,11 @@ func (j Job) markBroken(log messageLog) func(context.Context, error) {
 			}
 			return
 		}
-		path := filepath.Join(j.Site.LockDir, brokenMarker)
-		log.Printf("Writing %s to mark node as broken", path)
-		f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o700)
-		if err != nil {
-			log.Printf("Error writing %s: %v", path, err)
-			return
+		dir := dispatch.Dir(j.Site.LockDir)
+		log.Printf("Writing %s to mark node as broken", dir.Broken())
+		if err := dir.MarkBroken(); err != nil {
+			log.Printf("Error writing %s: %v", dir.Broken(), err)
 		}
-		_ = f.Close()
 	}
 }
 

@@ -52,7 +52,7 @@ func script(t *testing.T, body string) string {
 
 func TestBrokenNode(t *testing.T) {
 	locks := t.TempDir()
-	marker := filepath.Join(locks, brokenMarker)
+	marker := filepath.Join(locks, "crunch-run-broken")
 
 	hook := script(t, "echo draining; exit 3\n")
 	var log memoryLog

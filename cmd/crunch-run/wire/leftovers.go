@@ -4,12 +4,15 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
+	"os"
 	"path/filepath"
 	"time"
 
 	"crunch-oci/imagestore"
 	"crunch-oci/internal/hostdir"
 	"crunch-oci/oci"
+	"crunch-oci/supervisor/config"
 	"crunch-oci/supervisor/rundir"
 )
 
@@ -62,6 +65,71 @@ func startSweep(ctx context.Context, root string, rm rundir.Removers, stderr io.
 		}
 	}()
 	return s
+}
+
+// cleanBudget bounds Clean: a dispatcher waits for it.
+const cleanBudget = 2 * time.Second
+
+// Clean removes what dead supervisors have left on this node, as much as can be
+// removed in two seconds; it touches no network. The names of the runs that have
+// processes nevertheless are returned.
+func Clean(ctx context.Context, site config.Site, stderr io.Writer) (alive []string) {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, cleanBudget)
+	defer cancel()
+	rm := maps.Clone(removers)
+	found := make(chan string)
+	rm[ownsContainer] = func(ctx context.Context, dir string) error {
+		err := removers[ownsContainer](ctx, dir)
+		if err != nil {
+			select {
+			case found <- filepath.Base(dir):
+			case <-time.After(cleanBudget): // nobody listens any more
+			}
+		}
+		return err
+	}
+	done := make(chan struct{}, 2)
+	go func() {
+		if _, err := rundir.Sweep(ctx, site.RuntimeDir, rm); err != nil && ctx.Err() == nil {
+			fmt.Fprintln(stderr, err)
+		}
+		done <- struct{}{}
+	}()
+	go func() {
+		cleanStore(ctx, site.StoreDir, stderr)
+		done <- struct{}{}
+	}()
+	// A file system that hangs holds up those two, but not the list. They end
+	// with the program.
+	late := time.NewTimer(cleanBudget + cleanBudget/4)
+	defer late.Stop()
+	for running := 2; running > 0; {
+		select {
+		case <-done:
+			running--
+		case name := <-found:
+			alive = append(alive, name)
+		case <-late.C:
+			return alive
+		}
+	}
+	return alive
+}
+
+// cleanStore removes what is half unpacked, if there is a store.
+func cleanStore(ctx context.Context, dir string, stderr io.Writer) {
+	if _, err := os.Stat(dir); err != nil {
+		return
+	}
+	store, err := imagestore.Open(dir, imagestore.Options{})
+	if err != nil {
+		fmt.Fprintln(stderr, err)
+		return
+	}
+	store.Close(ctx)
 }
 
 // end waits for the sweep, and stops it if it takes long or ctx is done.

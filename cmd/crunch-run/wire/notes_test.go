@@ -17,7 +17,7 @@ func TestNotes(t *testing.T) {
 		job  Job
 		want []string
 	}{
-		"by hand": {Job{}, []string{"not starting a local keepstore process because cluster config file was not loaded", noGateway}},
+		"by hand": {Job{}, []string{"not starting a local keepstore process because KeepBuffers=0 in config", noGateway}},
 		"by the cloud dispatcher": {
 			Job{Message: &config.Message{}, Env: config.Environment{GatewayAuthSecret: "x"}},
 			[]string{"not starting a local keepstore process because KeepBuffers=0 in config", "Not starting a gateway server (this version has none)"},

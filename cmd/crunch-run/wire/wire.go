@@ -29,7 +29,12 @@ type Job struct {
 	Flags   config.Flags
 	Env     config.Environment
 	// Message is what the dispatcher wrote to stdin; nil: nothing was read.
-	Message *config.Message
+	// ClusterFile is the cluster's configuration file then.
+	Message     *config.Message
+	ClusterFile config.ClusterFile
+	// RunLock is the lock file of a run in the background, nil in the
+	// foreground. Helpers that the run could not do without inherit it.
+	RunLock *os.File
 	Cluster arvados.Config // with the dispatcher's token
 	// KeepRetries is the number of rounds over the Keep services after the
 	// first, usually KeepRetries.
@@ -51,6 +56,7 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 			fmt.Fprintf(j.Stderr, "%s: clean up: %v\n", j.UUID, undone)
 		}
 	}()
+	fmt.Fprintln(j.Stderr, j.keepstoreNote())
 	api, err := arvados.NewClient(j.Cluster)
 	if err != nil {
 		return err
@@ -113,7 +119,7 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 			cleanup.Add("close Keep connections", func(context.Context) error { return account.close() })
 			return account, nil
 		},
-		Mounter:       mounter{site: j.Site, cluster: j.Cluster, version: j.Version},
+		Mounter:       mounter{site: j.Site, cluster: j.Cluster, version: j.Version, runLock: j.RunLock},
 		Images:        store,
 		Runtime:       newRuntime(state, j.Version, log),
 		Meter:         meter{scratch: scratch, tempDir: j.Env.TempDir},
