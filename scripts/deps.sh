@@ -9,7 +9,7 @@ packages() {
 	build) echo "gcc libc6-dev libseccomp-dev pkg-config binutils ca-certificates" ;;
 	run) echo "busybox-static" ;;
 	# Peers and oracles of the tests: image tools, another runtime, file attributes.
-	test) echo "busybox-static skopeo umoci podman runc zstd attr libcap2-bin debootstrap procps iproute2 e2fsprogs" ;;
+	test) echo "busybox-static skopeo umoci podman runc zstd attr libcap2-bin debootstrap procps iproute2 e2fsprogs nftables iptables containernetworking-plugins" ;;
 	*) echo "deps.sh: unknown group '$1' (build, run or test)" >&2; exit 2 ;;
 	esac
 }

@@ -1,0 +1,224 @@
+package network
+
+import (
+	"fmt"
+	"slices"
+
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
+)
+
+// enableForwarding switches on what the host needs to pass packets on, and says
+// what it has done. It stays on: others may have come to rely on it.
+func enableForwarding(h *netlink.Handle, up uplink) (notes []string) {
+	notes = append(notes, switchOn("ipv4/ip_forward")...)
+	if !up.ipv6 {
+		return notes
+	}
+	if v, err := sysctl("ipv6/conf/all/forwarding"); err == nil && v == "0" {
+		// A host that forwards ignores router advertisements, and would lose its
+		// own default route when that expires, unless told otherwise.
+		for _, i := range up.byRA {
+			link, err := h.LinkByIndex(i)
+			if err != nil {
+				continue
+			}
+			name := "ipv6/conf/" + link.Attrs().Name + "/accept_ra"
+			if v, err := sysctl(name); err == nil && v == "1" {
+				if err := setSysctl(name, "2"); err != nil {
+					return append(notes, fmt.Sprintf("IPv6 is not forwarded: net/%s cannot be set to 2, without which this host would lose its default route: %v", name, err))
+				}
+				notes = append(notes, fmt.Sprintf("net.%s was 1: set to 2, because this host now forwards IPv6 packets and gets its default route from router advertisements", dotted(name)))
+			}
+		}
+	}
+	return append(notes, switchOn("ipv6/conf/all/forwarding")...)
+}
+
+// switchOn sets a parameter to 1.
+func switchOn(name string) []string {
+	v, err := sysctl(name)
+	if err == nil && v != "0" {
+		return nil
+	}
+	if err == nil {
+		err = setSysctl(name, "1")
+	}
+	if err != nil {
+		return []string{fmt.Sprintf("net.%s is off and cannot be switched on (%v): containers reach this host only; run: sysctl -w net.%s=1", dotted(name), err, dotted(name))}
+	}
+	return []string{fmt.Sprintf("net.%s was off: switched on", dotted(name))}
+}
+
+func dotted(name string) string { return strings.ReplaceAll(name, "/", ".") }
+
+// Forwarding tells which of the kernel's parameters for forwarding are off, in
+// sysctl's notation.
+func Forwarding() (off []string) {
+	for _, name := range []string{"ipv4/ip_forward"} {
+		if v, err := sysctl(name); err != nil || v == "0" {
+			off = append(off, "net."+dotted(name))
+		}
+	}
+	return off
+}
+
+// Obstacle is a chain of somebody else's that may keep the containers' packets
+// from being forwarded. In nftables a packet must be accepted by every chain of
+// a hook, so ours cannot help.
+type Obstacle struct {
+	// Chain names the chain: "ip filter FORWARD".
+	Chain string
+	// Why is what it does: "drops by default".
+	Why string
+	// Advice is the command that lets the packets through.
+	Advice string
+}
+
+// String is a line for the log.
+func (o Obstacle) String() string {
+	return fmt.Sprintf("the firewall chain %s %s: containers may not reach the network; run: %s", o.Chain, o.Why, o.Advice)
+}
+
+// Obstacles looks for closed FORWARD chains that know nothing of the bridge.
+func Obstacles(bridge string) []Obstacle { return obstacles(bridge, true) }
+
+func obstacles(bridge string, ipv6 bool) (found []Obstacle) {
+	conn, err := nftables.New()
+	if err != nil {
+		return nil
+	}
+	chains, err := conn.ListChains()
+	if err == nil {
+		for _, c := range chains {
+			if o := obstacle(conn, c, bridge, ipv6); o != nil {
+				found = append(found, *o)
+			}
+		}
+	}
+	if o := legacyObstacle(bridge); o != nil {
+		found = append(found, *o)
+	}
+	return found
+}
+
+// obstacle judges a chain.
+func obstacle(conn *nftables.Conn, c *nftables.Chain, bridge string, ipv6 bool) *Obstacle {
+	if c.Type != nftables.ChainTypeFilter || c.Hooknum == nil || *c.Hooknum != *nftables.ChainHookForward || c.Table.Name == tableName(bridge) {
+		return nil
+	}
+	family, ok := map[nftables.TableFamily]string{nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6", nftables.TableFamilyINet: "inet"}[c.Table.Family]
+	if !ok || family == "ip6" && !ipv6 {
+		return nil
+	}
+	rules, err := conn.GetRules(c.Table, c)
+	if err != nil {
+		return nil
+	}
+	o := &Obstacle{Chain: family + " " + c.Table.Name + " " + c.Name}
+	switch {
+	case len(rules) > 0 && refusesAll(rules[len(rules)-1]):
+		o.Why = "refuses what no earlier rule of it accepts"
+	case c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop:
+		o.Why = "drops by default"
+	default:
+		return nil
+	}
+	if knows(conn, c.Table, bridge) || slices.ContainsFunc(rules, acceptsAll) {
+		return nil
+	}
+	target := fmt.Sprintf("nft insert rule %s %s %s", family, c.Table.Name, c.Name)
+	o.Advice = fmt.Sprintf("%s iifname %q accept; %s oifname %q ct state established,related accept", target, bridge, target, bridge)
+	if c.Name == "FORWARD" && c.Table.Name == "filter" {
+		o.Advice = iptablesAdvice(map[string]string{"ip": "iptables", "ip6": "ip6tables", "inet": "iptables"}[family], bridge)
+	}
+	return o
+}
+
+func iptablesAdvice(program, bridge string) string {
+	return fmt.Sprintf("%s -I FORWARD -i %s -j ACCEPT; %s -I FORWARD -o %s -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", program, bridge, program, bridge)
+}
+
+// refusesAll tells whether a rule drops or rejects every packet.
+func refusesAll(r *nftables.Rule) bool {
+	refuses := false
+	for _, e := range r.Exprs {
+		switch e := e.(type) {
+		case *expr.Counter, *expr.Log:
+		case *expr.Reject:
+			refuses = true
+		case *expr.Target: // of iptables
+			refuses = refuses || e.Name == "REJECT" || e.Name == "DROP"
+		case *expr.Verdict:
+			refuses = refuses || e.Kind == expr.VerdictDrop
+		default:
+			return false
+		}
+	}
+	return refuses
+}
+
+// acceptsAll tells whether a rule accepts every packet.
+func acceptsAll(r *nftables.Rule) bool {
+	accepts := false
+	for _, e := range r.Exprs {
+		switch e := e.(type) {
+		case *expr.Counter, *expr.Log:
+		case *expr.Verdict:
+			accepts = e.Kind == expr.VerdictAccept
+		default:
+			return false
+		}
+	}
+	return accepts
+}
+
+// knows tells whether any rule of a table compares the interface that packets
+// come in by with the bridge, or with a beginning of its name.
+func knows(conn *nftables.Conn, table *nftables.Table, bridge string) bool {
+	chains, err := conn.ListChainsOfTableFamily(table.Family)
+	if err != nil {
+		return false
+	}
+	for _, c := range chains {
+		if c.Table.Name != table.Name {
+			continue
+		}
+		rules, err := conn.GetRules(table, c)
+		if err != nil {
+			continue
+		}
+		for _, r := range rules {
+			if comparesInput(r, bridge) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func comparesInput(r *nftables.Rule, bridge string) bool {
+	register := uint32(0)
+	for _, e := range r.Exprs {
+		switch e := e.(type) {
+		case *expr.Meta:
+			register = 0
+			if e.Key == expr.MetaKeyIIFNAME {
+				register = e.Register
+			}
+		case *expr.Cmp:
+			if register == 0 || e.Register != register || e.Op != expr.CmpOpEq {
+				continue
+			}
+			name := string(e.Data)
+			whole := strings.IndexByte(name, 0)
+			if whole >= 0 && name[:whole] == bridge || whole < 0 && name != "" && strings.HasPrefix(bridge, name) {
+				return true
+			}
+		}
+	}
+	return false
+}

@@ -1,0 +1,121 @@
+package network
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// handle opens a socket to the kernel's table of interfaces and routes.
+func handle() (*netlink.Handle, error) {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open a netlink socket: %w", err)
+	}
+	return h, nil
+}
+
+// listLinks lists all interfaces. The dump may be interrupted by a change, and
+// is then incomplete: it is asked for again.
+func listLinks(h *netlink.Handle) ([]netlink.Link, error) {
+	for {
+		links, err := h.LinkList()
+		if errors.Is(err, netlink.ErrDumpInterrupted) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list interfaces: %w", err)
+		}
+		return links, nil
+	}
+}
+
+func isNotFound(err error) bool {
+	var missing netlink.LinkNotFoundError
+	return errors.As(err, &missing) || errors.Is(err, unix.ENODEV)
+}
+
+func isNotExist(err error) bool { return errors.Is(err, fs.ErrNotExist) }
+
+func ignoreNotExist(err error) error {
+	if isNotExist(err) {
+		return nil
+	}
+	return err
+}
+
+func lstat(path string) (fs.FileInfo, error) { return os.Lstat(path) }
+
+// explainLink says what the kernel's refusal to make an interface means.
+func explainLink(what string, err error) error {
+	switch {
+	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOTSUP):
+		return fmt.Errorf("%s: %w (the kernel lacks that kind of interface: modules bridge and veth are needed)", what, err)
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("%s: %w (CAP_NET_ADMIN is needed)", what, err)
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+// uplink is the host's way to the world.
+type uplink struct {
+	mtu  int
+	ipv6 bool // there is an IPv6 default route
+	// byRA are the interfaces whose IPv6 default route was advertised by a router
+	// and is kept up by the kernel.
+	byRA []int
+}
+
+// defaultMTU is Ethernet's, for a host without a default route.
+const defaultMTU = 1500
+
+// findUplink looks at the default routes: the smallest MTU of their interfaces
+// is what fits through all of them.
+func findUplink(h *netlink.Handle, bridge string) (uplink, error) {
+	var up uplink
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		routes, err := h.RouteListFiltered(family, &netlink.Route{Dst: nil}, netlink.RT_FILTER_DST)
+		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+			if family == netlink.FAMILY_V6 {
+				continue // a kernel without IPv6
+			}
+			return up, fmt.Errorf("list the host's routes: %w", err)
+		}
+		for _, r := range routes {
+			if r.Type != unix.RTN_UNICAST {
+				continue
+			}
+			if family == netlink.FAMILY_V6 {
+				up.ipv6 = true
+				if r.Protocol == unix.RTPROT_RA {
+					up.byRA = append(up.byRA, r.LinkIndex)
+				}
+			}
+			indexes := []int{r.LinkIndex}
+			for _, hop := range r.MultiPath {
+				indexes = append(indexes, hop.LinkIndex)
+			}
+			for _, i := range indexes {
+				link, err := h.LinkByIndex(i)
+				if i == 0 || err != nil || link.Attrs().Name == bridge {
+					continue
+				}
+				if m := link.Attrs().MTU; up.mtu == 0 || m < up.mtu {
+					up.mtu = m
+				}
+			}
+			if r.MTU > 0 && (up.mtu == 0 || r.MTU < up.mtu) {
+				up.mtu = r.MTU
+			}
+		}
+	}
+	// The smallest MTU that IPv6 works with is the smallest we believe.
+	if up.mtu < 1280 || up.mtu > 65535 {
+		up.mtu = defaultMTU
+	}
+	return up, nil
+}
