@@ -40,6 +40,7 @@ var differences = map[string]string{
 	"001 workbench2Url":                    "no workbench",
 	"001 keepWebServiceUrl":                "no keep-web yet",
 	"002 Collections.CollectionVersioning": "an embedded server may ignore versioning",
+	"002 Containers.ShellAccess.User":      "users of one's own machine may look into their containers",
 	"002 Services":                         "URLs of services that are not there",
 	"011 items.0.service_port":             "any free port",
 	"013 items.0.service_port":             "any free port",

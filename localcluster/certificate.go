@@ -16,6 +16,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"crunch-oci/localcluster/internal/api"
 )
 
 // The cluster has its own certificate authority, which clients are told to
@@ -52,7 +54,7 @@ func (c *Cluster) certificate() (tls.Certificate, error) {
 		NotAfter:    time.Now().Add(certLife),
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		DNSNames:    []string{"localhost"},
+		DNSNames:    []string{"localhost", "*." + api.WebServices},
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
 	}
 	if name, err := os.Hostname(); err == nil && name != "localhost" {

@@ -25,6 +25,7 @@ import (
 	"crunch-oci/keep"
 	"crunch-oci/keep/keepstore"
 	"crunch-oci/localcluster/internal/api"
+	"crunch-oci/localcluster/internal/controller"
 	"crunch-oci/localcluster/internal/store"
 )
 
@@ -41,6 +42,9 @@ type Options struct {
 	// ClusterID is five characters of [a-z0-9]. "" means the one that Dir
 	// already has, or "local". It cannot change later.
 	ClusterID string
+	// ShellAccess says who gets shells in running containers; nil: admins, and
+	// users into those that all of whose requests are theirs.
+	ShellAccess *ShellAccess
 	// Log receives what operators want to know; nil discards it. It never
 	// gets tokens.
 	Log *slog.Logger
@@ -48,6 +52,9 @@ type Options struct {
 	// loses nothing.
 	NoSync bool
 }
+
+// ShellAccess is the setting Containers.ShellAccess of a real cluster.
+type ShellAccess = api.ShellAccess
 
 // signatureTTL is how long block signatures are good, and how long unreferenced
 // blocks are safe: the default of real clusters.
@@ -153,13 +160,20 @@ func (c *Cluster) start(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	gateways := controller.New(controller.Config{SystemRootToken: c.ids.SystemRootToken, InternalURL: "https://" + c.Host() + "/", Log: o.Log})
+	if o.ShellAccess == nil {
+		o.ShellAccess = &ShellAccess{Admin: true, User: true}
+	}
 	server := api.New(api.Config{
+		Host: c.Host(), Gateways: gateways, ShellAccess: *o.ShellAccess,
 		Store: db, ClusterID: c.ids.ClusterID, SystemRootToken: c.ids.SystemRootToken, ManagementToken: c.ids.ManagementToken,
 		Signer: keep.Signer{Key: c.ids.BlobSigningKey, TTL: signatureTTL}, Blocks: reader, KeepAt: c.keepAt, Log: o.Log,
 	})
 	c.startSweep(server, o.Log)
 	c.serve("api", server, o.Log, &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12},
 		func(a listenAddr) net.Listener { return a.api })
+	// First of all: what hangs on gateways would be waited for in vain.
+	c.undo.Add("cut connections to containers", func(context.Context) error { gateways.Close(); return nil })
 	c.serve("keep", blocks, o.Log, nil, func(a listenAddr) net.Listener { return a.keep })
 	return nil
 }
@@ -373,6 +387,12 @@ func (c *Cluster) DispatcherToken() string { return c.ids.DispatcherToken }
 // cluster's own process, and of no other: what it has locked when the cluster
 // starts is left behind by one that died.
 func (c *Cluster) OwnDispatcherToken() string { return c.ids.OwnDispatcherToken }
+
+// GatewayAuthSecret is what the supervisor of a container gets, so that the
+// cluster trusts its gateway.
+func (c *Cluster) GatewayAuthSecret(container string) string {
+	return controller.AuthSecret(c.ids.SystemRootToken, container)
+}
 
 // Env is the environment with which clients reach the cluster as its user.
 func (c *Cluster) Env() []string {

@@ -177,7 +177,7 @@ func TestBadRequests(t *testing.T) {
 		{"GET", "/containers", nil, "", 404},
 		{"GET", "", nil, "", 404},
 		{"GET", "../../etc/passwd", nil, "", 404},
-		{"POST", "connect/" + container + "/gateway_tunnel", nil, "", 404},
+		{"POST", "connect/" + container + "/gateway_tunnel", nil, "", 401},
 		{"GET", "collections/yyyyy-4zz18-000000000000000", nil, "", 404},
 		{"GET", "containers/" + coll, nil, "", 404},
 	} {

@@ -17,7 +17,7 @@ import (
 // tracesLeftOut are traces, or requests of them by a part of their path, that
 // TestTraces leaves out, with the reason.
 var tracesLeftOut = map[string]string{
-	"/gateway_tunnel":                    "refused by another status: this cluster has no gateway",
+	"/ssh":                               "the recorder knew no such container; see TestShellAccess",
 	"/b34f66f2ddd77c6e068093751e042a3c+": "a block of the recorder's image",
 }
 

@@ -2,9 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/hmac"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"flag"
 	"fmt"
@@ -118,12 +115,10 @@ func runQueue(ctx, stop context.Context, cluster *localcluster.Cluster, slots in
 func supervisorCommand(cluster *localcluster.Cluster, uuid string, stderr io.Writer) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe", "--runtime-engine=docker", uuid)
 	cmd.Args[0] = os.Args[0]
-	secret := hmac.New(sha256.New, []byte(cluster.SystemRootToken()))
-	secret.Write([]byte(uuid))
 	cmd.Env = []string{
 		"PATH=" + os.Getenv("PATH"), "TMPDIR=" + os.Getenv("TMPDIR"),
 		"ARVADOS_API_HOST=" + cluster.Host(), "ARVADOS_API_HOST_INSECURE=", "ARVADOS_API_TOKEN=" + cluster.OwnDispatcherToken(),
-		"GatewayAuthSecret=" + hex.EncodeToString(secret.Sum(nil)),
+		"GatewayAuthSecret=" + cluster.GatewayAuthSecret(uuid),
 		"SSL_CERT_FILE=" + cluster.CAFile(),
 	}
 	for _, kv := range os.Environ() {

@@ -43,6 +43,7 @@ func (s *Server) exportedConfig(c *call) map[string]any {
 		services[n] = map[string]any{"ExternalURL": ""}
 	}
 	services["Controller"] = map[string]any{"ExternalURL": c.root()}
+	services["ContainerWebServices"] = map[string]any{"ExternalURL": servicesURL("*", c.r.Host)}
 	return map[string]any{
 		"ClusterID": s.cfg.ClusterID,
 		"API": map[string]any{
@@ -57,7 +58,7 @@ func (s *Server) exportedConfig(c *call) map[string]any {
 		"Containers": map[string]any{
 			"AlwaysUsePreemptibleInstances": false, "DefaultKeepCacheRAM": 0, "MaxRetryAttempts": maxRetryAttempts, "MaximumPriceFactor": 1.5,
 			"MinRetryPeriod": "0s", "ReserveExtraRAM": 576716800, "RuntimeEngine": "docker",
-			"ShellAccess": map[string]any{"Admin": true, "User": false}, "SupportedDockerImageFormats": map[string]any{"v2": map[string]any{}},
+			"ShellAccess": map[string]any{"Admin": s.cfg.ShellAccess.Admin, "User": s.cfg.ShellAccess.User}, "SupportedDockerImageFormats": map[string]any{"v2": map[string]any{}},
 		},
 		"InstanceTypes":  map[string]any{},
 		"RemoteClusters": map[string]any{"*": map[string]any{"ActivateUsers": false, "Host": "", "Insecure": false, "Proxy": false, "Scheme": "https"}},

@@ -171,6 +171,7 @@ func (c *call) enter(rec, changed store.Record, from, to string) error {
 		return c.dropLock(rec, changed)
 	case containerstate.Running:
 		changed["started_at"] = c.now
+		return c.publishPorts(rec, changed)
 	case containerstate.Complete, containerstate.Cancelled:
 		if containerstate.Final(from) {
 			return nil

@@ -61,6 +61,7 @@ func (c *call) checkRequest(rec, given store.Record) error {
 		}
 	}
 	checkEnvironment(rec.JSON("environment"), add)
+	checkPorts(rec.JSON("published_ports"), add)
 	c.checkMounts(rec, add)
 	constraints, err := runtimeConstraints(rec.JSON("runtime_constraints"))
 	if err != nil {

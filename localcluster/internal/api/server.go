@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"crunch-oci/keep"
+	"crunch-oci/localcluster/internal/controller"
 	"crunch-oci/localcluster/internal/store"
 )
 
@@ -41,6 +42,12 @@ type Config struct {
 	// KeepAt returns where Keep is for a client that reached this server at
 	// the given local address.
 	KeepAt func(local net.Addr) (host string, port int)
+
+	// Host is the address of this server, HOST:PORT.
+	Host string
+	// Gateways leads into running containers.
+	Gateways    *controller.Controller
+	ShellAccess ShellAccess
 
 	Log *slog.Logger // nil: discard
 }
@@ -131,6 +138,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	deadline, _ := ctx.Deadline()
 	_ = conn.SetReadDeadline(deadline)
 	_ = conn.SetWriteDeadline(deadline)
+	// Under these names everything is the service's, headers and options too.
+	if uuid, port, link, ok := portHost(r.Host); ok {
+		s.servePort(w, c, uuid, port, link)
+		return
+	}
 	h := w.Header()
 	h.Set("X-Request-Id", c.id)
 	h.Set("Access-Control-Allow-Origin", "*")
@@ -143,6 +155,12 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodOptions && (!isLog || r.Header.Get("Access-Control-Request-Method") != "") {
 		return
 	}
+	// Connections that stay open for hours take no place of requests.
+	if uuid, what, ok := gatewayPath(r.URL.Path); ok {
+		c.r = r.WithContext(context.WithoutCancel(ctx))
+		s.serveGateway(w, c, uuid, what)
+		return
+	}
 	if !s.taken.TryAcquire(1) {
 		s.answer(w, c, nil, plainError(http.StatusServiceUnavailable, "too many requests"))
 		return
@@ -151,7 +169,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// A defect must not look like a broken connection, which clients retry
 	// without a trace of why.
 	defer func() {
-		if p := recover(); p != nil {
+		if p := recover(); p == http.ErrAbortHandler { //nolint:errorlint // it is that very value
+			panic(p) // on purpose: an answer that broke off must look like it
+		} else if p != nil {
 			s.log.Error("panic in request", "method", c.method, "path", r.URL.Path, "request_id", c.id, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 			s.answer(w, c, nil, backError(http.StatusInternalServerError, "internal error"))
 		}

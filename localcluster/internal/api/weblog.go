@@ -20,8 +20,8 @@ import (
 
 // The logs endpoint: container_requests/{uuid}/log[/{container}[/{file}]], a
 // read-only WebDAV view of the request's log collection (section 11.4; gateway.md
-// section 8). The logs of a running container are those that it has saved so
-// far: there is no way to its gateway here.
+// section 8). The log of a running container comes from its gateway, if it has
+// one; without one it is what has been saved so far.
 
 const requestsPath = "/arvados/v1/container_requests/"
 
@@ -44,7 +44,7 @@ var logMethods = []string{http.MethodGet, http.MethodHead, http.MethodOptions, "
 func (s *Server) serveLog(w http.ResponseWriter, c *call, uuid, rest string) {
 	c.res = s.resources["container_requests"]
 	var collection store.Record
-	var container string
+	var container, live string
 	token := headerToken(c.r, true)
 	if token == "" {
 		token = c.r.URL.Query().Get("api_token")
@@ -68,6 +68,14 @@ func (s *Server) serveLog(w http.ResponseWriter, c *call, uuid, rest string) {
 			return err
 		}
 		container = request.Str("container_uuid")
+		if below(rest, container) {
+			rec, err := tx.Get(store.Containers, container)
+			if err == nil {
+				live, _ = logTarget(rec)
+			} else if !errors.Is(err, store.ErrNotFound) {
+				return err
+			}
+		}
 		if request.Str("log_uuid") == "" {
 			return nil
 		}
@@ -87,6 +95,9 @@ func (s *Server) serveLog(w http.ResponseWriter, c *call, uuid, rest string) {
 		s.answer(w, c, nil, err)
 		return
 	}
+	if live != "" && s.liveLogOf(w, c, uuid, container, live) {
+		return
+	}
 	text := ""
 	if collection != nil {
 		text = s.cfg.Signer.SignManifest(collection.Str("manifest_text"), s.cfg.SystemRootToken, c.now.Add(time.Hour))
@@ -103,11 +114,17 @@ func (s *Server) serveLog(w http.ResponseWriter, c *call, uuid, rest string) {
 	dav := webdav.Handler{FileSystem: logTree{tree: tree}, LockSystem: webdav.NewMemLS(), Prefix: requestsPath + uuid + "/log"}
 	// Below a container's name is its own log: in the collection that is a
 	// directory with a longer name.
-	if first, _, _ := strings.Cut(strings.TrimPrefix(rest, "/"), "/"); first != "" && first == container {
+	if below(rest, container) {
 		dav.Prefix += "/" + container
 		dav.FileSystem = logTree{tree: tree, dir: "log for container " + container}
 	}
 	dav.ServeHTTP(w, c.r)
+}
+
+// below tells whether what follows "/log" leads to the container's own log.
+func below(rest, container string) bool {
+	first, _, _ := strings.Cut(strings.TrimPrefix(rest, "/"), "/")
+	return first != "" && first == container
 }
 
 // logTree is a directory of a collection as WebDAV wants it.
