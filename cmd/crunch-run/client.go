@@ -5,12 +5,17 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"crunch-oci/arvados"
 	"crunch-oci/cmd/crunch-run/client"
 	"crunch-oci/cmd/crunch-run/transfer"
 	"crunch-oci/cmd/crunch-run/wire"
 )
+
+// clientBudget is how long a call of a client tries to succeed: somebody waits at
+// a terminal.
+const clientBudget = time.Minute
 
 // runClient acts for a user of the cluster that the environment names.
 func runClient(args []string, stdout, stderr io.Writer) int {
@@ -23,6 +28,7 @@ func runClient(args []string, stdout, stderr io.Writer) int {
 			if warning != nil {
 				fmt.Fprintln(stderr, warning)
 			}
+			cfg.Budget = clientBudget
 			return connect(ctx, cfg, wire.KeepRetries)
 		},
 	})

@@ -12,6 +12,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"crunch-oci/cmd/crunch-run/transfer"
 )
@@ -96,13 +97,13 @@ func Main(ctx context.Context, args []string, env Env) int {
 	var wrong usageError
 	switch {
 	case errors.As(err, &wrong):
-		fmt.Fprintf(env.Stderr, "crunch-run %s: %v (try -h)\n", cmd.name, err)
+		fmt.Fprintf(env.Stderr, "crunch-run %s: %s (try -h)\n", cmd.name, plain(err.Error()))
 		return exitUsage
 	case ctx.Err() != nil:
 		fmt.Fprintf(env.Stderr, "crunch-run %s: %v\n", cmd.name, context.Cause(ctx))
 		return exitInterrupted
 	}
-	fmt.Fprintf(env.Stderr, "crunch-run %s: %v\n", cmd.name, err)
+	fmt.Fprintf(env.Stderr, "crunch-run %s: %s\n", cmd.name, explain(err))
 	if status == 0 {
 		status = exitFailure
 	}
@@ -168,7 +169,13 @@ func (c *invocation) print(v any, text string) error {
 
 // connected runs fn with the cluster.
 func (c *invocation) connected(ctx context.Context, fn func(s *transfer.Session) error) (err error) {
+	// What cannot be reached is tried for a while: nobody should have to guess
+	// why nothing happens.
+	silence := time.AfterFunc(5*time.Second, func() {
+		fmt.Fprintf(c.Stderr, "crunch-run %s: no answer from the cluster yet; still trying\n", c.name)
+	})
 	s, err := c.Connect(ctx)
+	silence.Stop()
 	if err != nil {
 		return err
 	}

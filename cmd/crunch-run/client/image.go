@@ -110,7 +110,7 @@ func runImageList(ctx context.Context, c *invocation) (int, error) {
 				created = img.Created.UTC().Format("2006-01-02")
 			}
 			id := strings.TrimPrefix(img.ID, "sha256:")
-			fmt.Fprintf(tab, "%s\t%s\t%s\t%s\t%s\n", name, id[:min(len(id), 12)], img.UUID, created, units.BytesSize(float64(img.SizeOnKeep)))
+			fmt.Fprintf(tab, "%s\t%s\t%s\t%s\t%s\n", word(name), word(id[:min(len(id), 12)]), img.UUID, created, units.BytesSize(float64(img.SizeOnKeep)))
 		}
 		_ = tab.Flush() // into memory
 		return c.print(found, text.String())

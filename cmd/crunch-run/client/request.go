@@ -114,7 +114,7 @@ func (r *requestReport) text() string {
 	var b strings.Builder
 	line := func(label, value string) {
 		if value != "" {
-			fmt.Fprintf(&b, "%-16s %s\n", label, value)
+			fmt.Fprintf(&b, "%-16s %s\n", label, word(value))
 		}
 	}
 	at := func(t *time.Time) string {
@@ -147,5 +147,8 @@ func (r *requestReport) text() string {
 	}
 	line("output", r.request.OutputUUID)
 	line("log", r.request.LogUUID)
+	if r.container.State == arvados.StateCancelled && r.request.LogUUID != "" {
+		line("to see why", "crunch-run collection get "+r.request.LogUUID+"/crunch-run.txt -")
+	}
 	return b.String()
 }

@@ -196,6 +196,9 @@ func runSubmit(ctx context.Context, c *invocation) (status int, err error) {
 
 // waitFor waits until the request is final.
 func waitFor(ctx context.Context, s *transfer.Session, r arvados.ContainerRequest) (*requestReport, error) {
+	// Hours may have been waited already: some minutes more without the cluster
+	// are nothing.
+	patient := s.API.WithBudget(arvados.DefaultBudget)
 	ticker := time.NewTicker(waitPoll)
 	defer ticker.Stop()
 	for r.State != arvados.RequestFinal {
@@ -205,7 +208,7 @@ func waitFor(ctx context.Context, s *transfer.Session, r arvados.ContainerReques
 			return nil, context.Cause(ctx)
 		}
 		var err error
-		if r, err = s.API.GetContainerRequest(ctx, r.UUID); err != nil {
+		if r, err = patient.GetContainerRequest(ctx, r.UUID); err != nil {
 			return nil, err
 		}
 	}

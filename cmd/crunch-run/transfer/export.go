@@ -42,10 +42,12 @@ func (s *Session) Export(ctx context.Context, uuid, sub, dir string) error {
 	}
 	defer root.Close()
 	err = c.Walk(sub, func(name string, info keep.FileInfo) error {
-		// Walk begins with sub itself.
-		dst := strings.TrimPrefix(strings.TrimPrefix(name, sub), "/")
+		dst := name
+		if sub = path.Clean(sub); sub != "." {
+			dst = strings.TrimPrefix(strings.TrimPrefix(name, sub), "/")
+		}
 		switch {
-		case dst == "" || dst == ".":
+		case dst == "" || dst == ".": // Walk begins with sub itself
 			return nil
 		case info.IsDir():
 			return root.MkdirAll(dst, 0o755)
@@ -70,7 +72,9 @@ func exportFile(ctx context.Context, c *keep.Collection, root *os.Root, name, ds
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, out.Close()) }()
 	_, err = io.Copy(out, in.WithContext(ctx))
-	return err
+	if err = errors.Join(err, out.Close()); err != nil {
+		return errors.Join(err, root.Remove(dst)) // half a file is worse than none
+	}
+	return nil
 }

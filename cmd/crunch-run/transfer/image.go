@@ -238,8 +238,12 @@ func (s *Session) Images(ctx context.Context) ([]StoredImage, error) {
 
 // listAll reads all pages of a list.
 func listAll[T any](ctx context.Context, api *arvados.Client, resource string, params map[string]any) ([]T, error) {
+	return listPages[T](ctx, api, resource, params, 1000)
+}
+
+func listPages[T any](ctx context.Context, api *arvados.Client, resource string, params map[string]any, limit int) ([]T, error) {
 	var all []T
-	params["limit"], params["count"] = 1000, "none"
+	params["limit"], params["count"] = limit, "none"
 	for {
 		var page []T
 		params["offset"] = len(all)
