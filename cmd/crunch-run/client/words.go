@@ -36,7 +36,7 @@ func explain(err error) string {
 		case refused.Status == http.StatusUnauthorized:
 			words = "the cluster does not accept the token in ARVADOS_API_TOKEN: " + words
 		case refused.Status == http.StatusNotFound:
-			words = "not found, or not yours to read: " + words
+			words = strings.TrimPrefix(refused.Path, "/arvados/v1/") + " is not there, or not yours to read (" + refused.RequestID + ")"
 		case words == "":
 			words = strconv.Itoa(refused.Status) + " " + http.StatusText(refused.Status)
 		}
