@@ -125,13 +125,20 @@ func (r *run) cleanUp(ctx context.Context) {
 
 // setRunning tells the API that user code may run from now on.
 func (r *run) setRunning(ctx context.Context) error {
+	address := ""
+	if r.Gateway != nil {
+		address = r.Gateway.Address()
+	}
 	err := r.Records.UpdateContainer(ctx, r.UUID, map[string]any{
 		"state":           arvados.StateRunning,
-		"gateway_address": r.GatewayAddress,
+		"gateway_address": address,
 		"log":             r.firstLog,
 	})
 	if err != nil {
 		return fmt.Errorf("set container state to Running: %w", err)
+	}
+	if r.Gateway != nil {
+		r.Gateway.AddressRecorded(address)
 	}
 	return nil
 }

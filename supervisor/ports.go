@@ -48,8 +48,8 @@ type Supervisor struct {
 	Network func(api bool) (oci.Network, error)
 	// CgroupsPath is the container's cgroup in the terms of the OCI spec.
 	CgroupsPath string
-	// GatewayAddress is published with Running; empty: there is no gateway.
-	GatewayAddress string
+	// Gateway is the door into the container; nil: there is none.
+	Gateway Gateway
 	// APIEnv is the environment a container with API access gets beside its
 	// token; CABundle the certificates bound into it, "" for none.
 	APIEnv   map[string]string
@@ -140,6 +140,16 @@ type Process interface {
 	// Warnings says which limits are not enforced, or not those asked for, a line
 	// each.
 	Warnings() []string
+}
+
+// Gateway is a door into the container. It stands open before there is one and
+// after it has ended.
+type Gateway interface {
+	// Address is where the controller finds the door, as it is now.
+	Address() string
+	// AddressRecorded tells that the record, now in state Running, has addr. From
+	// then on the gateway itself keeps it up to date.
+	AddressRecorded(addr string)
 }
 
 // Limits of a node that hold for every container.

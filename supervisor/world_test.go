@@ -131,7 +131,7 @@ func newWorld(t *testing.T) *world {
 			}
 			return oci.NetworkNone, nil
 		},
-		CgroupsPath: "/crunch-run/" + testUUID, GatewayAddress: "node:1234", HourlyPrice: 1.5,
+		CgroupsPath: "/crunch-run/" + testUUID, Gateway: fakeGateway{new([]string)}, HourlyPrice: 1.5,
 		TempDir: w.dir, NodeJSON: []byte(`{"Price":1.5}`), StatsInterval: time.Hour,
 		MarkBroken: func(_ context.Context, err error) {
 			w.note("mark node as broken")

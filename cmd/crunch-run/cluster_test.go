@@ -78,6 +78,13 @@ func connectCluster(t testing.TB, p *process) *cluster {
 		k, v, _ := strings.Cut(strings.TrimPrefix(strings.TrimSpace(line), "export "), "=")
 		c.env[k] = strings.Trim(v, "'")
 	}
+	c.connect(t)
+	return c
+}
+
+// connect makes the clients.
+func (c *cluster) connect(t testing.TB) {
+	t.Helper()
 	config := arvados.Config{Host: c.env["ARVADOS_API_HOST"], Token: c.env["ARVADOS_API_TOKEN"], CAFile: c.env["SSL_CERT_FILE"]}
 	var err error
 	if c.user, err = arvados.NewClient(config); err != nil {
@@ -97,7 +104,6 @@ func connectCluster(t testing.TB, p *process) *cluster {
 	c.blocks = openKeep(t, fixed, c.env["ARVADOS_API_TOKEN"])
 	c.all = openKeep(t, fixed, c.env["ARVADOS_DISPATCHER_TOKEN"])
 	t.Cleanup(c.user.Close)
-	return c
 }
 
 func openKeep(t testing.TB, services keep.FixedServices, token string) keep.BlockStore {

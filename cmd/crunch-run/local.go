@@ -39,8 +39,10 @@ func runLocal(args []string, stdout, stderr io.Writer) int {
 			return connect(ctx, clusterConfig(c, token), localKeepRetries)
 		},
 		Supervise: func(ctx, stop context.Context, c *localcluster.Cluster, j local.Job, obs supervisor.Observer, messages io.Writer) error {
+			env := environment
+			env.GatewayAuthSecret, env.GatewayAddress = c.GatewayAuthSecret(j.UUID), ""
 			return wire.Run(ctx, stop, wire.Job{
-				UUID: j.UUID, Version: programVersion(), Site: site, Env: environment, KeepRetries: localKeepRetries,
+				UUID: j.UUID, Version: programVersion(), Site: site, Env: env, KeepRetries: localKeepRetries,
 				Flags: config.Flags{
 					EnableMemoryLimit: true, CrunchstatInterval: 10 * time.Second,
 					EnableNetworking: "always", NetworkMode: j.Network,

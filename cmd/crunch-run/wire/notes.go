@@ -25,11 +25,6 @@ func (j Job) keepstoreNote() string {
 // was asked for that this version does not do. Nothing is dropped silently.
 func (j Job) notes() (lines []string) {
 	lines = append(append(lines, j.ClusterFile.Notes...), j.keepstoreNote())
-	if j.Env.GatewayAuthSecret == "" {
-		lines = append(lines, "Not starting a gateway server (GatewayAuthSecret was not provided by dispatcher)")
-	} else {
-		lines = append(lines, "Not starting a gateway server (this version has none)")
-	}
 	if j.Message != nil && j.Message.EC2SpotCheck {
 		lines = append(lines, "Not checking for spot instance interruptions (this version cannot)")
 	}

@@ -12,20 +12,19 @@ func TestNotes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const noGateway = "Not starting a gateway server (GatewayAuthSecret was not provided by dispatcher)"
 	for name, c := range map[string]struct {
 		job  Job
 		want []string
 	}{
-		"by hand": {Job{}, []string{"not starting a local keepstore process because KeepBuffers=0 in config", noGateway}},
+		"by hand": {Job{}, []string{"not starting a local keepstore process because KeepBuffers=0 in config"}},
 		"by the cloud dispatcher": {
-			Job{Message: &config.Message{}, Env: config.Environment{GatewayAuthSecret: "x"}},
-			[]string{"not starting a local keepstore process because KeepBuffers=0 in config", "Not starting a gateway server (this version has none)"},
+			Job{Message: &config.Message{}},
+			[]string{"not starting a local keepstore process because KeepBuffers=0 in config"},
 		},
 		"with everything": {
 			Job{Message: &config.Message{KeepBuffers: 2, EC2SpotCheck: true}, Site: site},
 			[]string{
-				"not starting a local keepstore process because this version has none", noGateway,
+				"not starting a local keepstore process because this version has none",
 				"Not checking for spot instance interruptions (this version cannot)",
 				"gpu (-gpu) has no effect in this version",
 			},

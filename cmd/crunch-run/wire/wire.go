@@ -13,6 +13,7 @@ import (
 
 	"crunch-oci/arvados"
 	"crunch-oci/cgroups"
+	"crunch-oci/gateway"
 	"crunch-oci/internal/undo"
 	"crunch-oci/keep"
 	"crunch-oci/supervisor"
@@ -78,6 +79,8 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 	for _, line := range j.notes() {
 		log.Printf("%s", line)
 	}
+	door := &door{target: new(gateway.Deferred)}
+	entrance := j.startGateway(ctx, api, facts.tls, log, files, door, &cleanup)
 	early, cancel := endedBy(ctx, stop)
 	dir, err := rundir.Create(early, j.Site.RuntimeDir, j.UUID, removers)
 	cancel()
@@ -128,6 +131,7 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 		Limits:        supervisor.Limits{PIDs: j.pidsLimit(), IgnoreRAM: !j.Flags.EnableMemoryLimit, NoSeccomp: !j.Site.Seccomp, StopGrace: j.Site.StopGrace},
 		Network:       j.chooseNetwork,
 		CgroupsPath:   cgroup,
+		Gateway:       entrance,
 		APIEnv:        j.apiEnv(),
 		CABundle:      j.caBundle(),
 		HourlyPrice:   hourlyPrice(j.Env.InstanceType),
