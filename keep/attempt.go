@@ -98,6 +98,9 @@ func (c *Client) do(ctx context.Context, a attempt, read func(*http.Response) er
 		resp, _, err = c.send(ctx, client, a, &sent, dog)
 	}
 	if err != nil {
+		if ctx.Err() == nil {
+			c.servicesMayHaveMoved()
+		}
 		return fail(err)
 	}
 	defer resp.Body.Close()
@@ -116,6 +119,14 @@ func (c *Client) do(ctx context.Context, a attempt, read func(*http.Response) er
 		URL:    a.service.URL,
 		Status: resp.StatusCode,
 		Body:   c.redact(strings.TrimSpace(string(text))),
+	}
+}
+
+// servicesMayHaveMoved has the list of services looked up again before the next
+// round: one that cannot be reached may have come back at another address.
+func (c *Client) servicesMayHaveMoved() {
+	if cache, ok := c.cfg.Services.(interface{ Doubt() }); ok {
+		cache.Doubt()
 	}
 }
 

@@ -30,3 +30,6 @@ var HintedServices = hintedServices
 
 // WaitUploads returns when no upload is under way.
 func (c *Collection) WaitUploads() { c.uploads.Wait() }
+
+// DoubtAtOnce makes a cache ask again as soon as it is told to.
+func (s *ServiceCache) DoubtAtOnce() { s.doubtAfter = 0 }

@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strconv"
 	"testing"
+	"time"
 
 	"crunch-oci/keep"
 	"crunch-oci/keep/keeptest"
@@ -139,5 +142,33 @@ func TestServiceCache(t *testing.T) {
 	}))
 	if _, err := cache.KeepServices(ctx); !errors.Is(err, fail) || !errors.Is(err, context.Canceled) {
 		t.Error(err)
+	}
+}
+
+// A service that is restarted at another address is found there.
+func TestServiceMoves(t *testing.T) {
+	gone := httptest.NewServer(http.NotFoundHandler())
+	gone.Close()
+	var server keeptest.Server
+	loc := server.Put([]byte("foo"))
+	there := server.Start(t)
+	asked := 0
+	cache := keep.NewServiceCache(keep.ServiceListerFunc(func(context.Context) ([]keep.Service, error) {
+		if asked++; asked == 1 {
+			return []keep.Service{{UUID: there.UUID, URL: gone.URL, Type: "disk"}}, nil
+		}
+		return []keep.Service{there}, nil
+	}))
+	cache.DoubtAtOnce()
+	client, err := keep.NewClient(keep.ClientConfig{
+		Services: cache, Token: "v2/zzzzz-gj3su-000000000000000/abc", Retries: 1,
+		RetryDelay: func(int) time.Duration { return 0 },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if data, err := client.ReadBlock(t.Context(), loc); err != nil || string(data) != "foo" {
+		t.Errorf("%q, %v", data, err)
 	}
 }

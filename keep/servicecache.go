@@ -28,12 +28,15 @@ type ServiceCache struct {
 	list     []Service
 	known    bool // there is a list
 	renewing bool
-	expires  time.Time
+	asked    time.Time // for the list last
+
+	doubtAfter time.Duration // an answer is trusted for this long
+	expires    time.Time
 }
 
 // NewServiceCache returns a cache of what lister says.
 func NewServiceCache(lister ServiceLister) *ServiceCache {
-	return &ServiceCache{lister: lister, first: make(chan struct{}, 1)}
+	return &ServiceCache{lister: lister, first: make(chan struct{}, 1), doubtAfter: serviceCacheRetry}
 }
 
 // KeepServices returns the list. An error means that there has never been one.
@@ -76,7 +79,7 @@ func (s *ServiceCache) renew(ctx context.Context) []Service {
 	list, err := s.lister.KeepServices(ctx)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.renewing = false
+	s.renewing, s.asked = false, time.Now()
 	if err != nil {
 		s.expires = time.Now().Add(serviceCacheRetry)
 	} else {
@@ -93,7 +96,7 @@ func (s *ServiceCache) getFirst(ctx context.Context) ([]Service, error) {
 		if err == nil {
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			s.known, s.list, s.expires = true, list, time.Now().Add(serviceCacheTTL)
+			s.known, s.list, s.asked, s.expires = true, list, time.Now(), time.Now().Add(serviceCacheTTL)
 			return list, nil
 		}
 		retry := time.NewTimer(serviceCacheRetry)
@@ -111,4 +114,15 @@ func (s *ServiceCache) Expire() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.expires = time.Time{}
+}
+
+// Doubt makes the next call ask again because a service does not answer: it may
+// have come back at another address. It does so at most every three seconds,
+// however many callers find that.
+func (s *ServiceCache) Doubt() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if soonest := s.asked.Add(s.doubtAfter); s.expires.After(soonest) {
+		s.expires = soonest
+	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"math"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -285,34 +284,6 @@ func TestStorageClasses(t *testing.T) {
 		}
 	}
 	t.Error("the output is not stored")
-}
-
-// Losing the final update would lose the whole run.
-func TestFinalUpdateIsTriedForLong(t *testing.T) {
-	for _, c := range []struct {
-		name             string
-		status, failures int
-		state, err       string
-	}{
-		{"API away for long", http.StatusServiceUnavailable, 40, arvados.StateComplete, ""},
-		{"API away for good", http.StatusServiceUnavailable, math.MaxInt, arvados.StateRunning, "503 Service Unavailable"},
-		{"refused", http.StatusForbidden, 1, arvados.StateRunning, "403 Forbidden"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			w := newWorld(t)
-			left := c.failures
-			w.api.refuse = func(q *call) int {
-				attrs, _ := q.Params["container"].(map[string]any)
-				if attrs["state"] != arvados.StateComplete || left == 0 {
-					return 0
-				}
-				left--
-				return c.status
-			}
-			w.run()
-			w.ends(c.state, 0, c.err)
-		})
-	}
 }
 
 // outputFiles is the content of the output collection.

@@ -13,6 +13,10 @@ import (
 // to the queue. Dispatchers wait two minutes for a supervisor to end.
 const requeueLogTimeout = 30 * time.Second
 
+// captureLogTimeout bounds the saving of the log before the output is captured,
+// which is worth it only for those who watch: all is saved again in the end.
+const captureLogTimeout = 2 * time.Minute
+
 // finish is the final phase (spec: lifecycle section 3): it brings home what
 // there is, cleans up, and sends the final state. err is what ended the steps.
 // It returns the first error met.
@@ -31,31 +35,31 @@ func (r *run) finish(ctx context.Context, err error) error {
 	if r.container.stopReason != "" {
 		r.final = arvados.StateCancelled
 	}
+	r.delivery.complete = r.final == arvados.StateComplete
 	if err := r.endContainer(ctx); err != nil {
 		r.demote(first, "Run", err)
 	}
 
-	var output string
+	var output output
 	if r.inputs.ready {
-		if _, err := r.Log.Publish(ctx); err != nil {
-			r.Log.Printf("error saving log collection: %v", err)
+		if !r.delivery.away {
+			r.publishInPassing(ctx, captureLogTimeout)
 		}
-		var err error
-		if output, err = r.captureOutput(ctx); err != nil {
+		if err := r.captureOutput(ctx, &output); err != nil {
 			r.demote(first, "CaptureOutput", err)
 		}
 	}
 	r.stopHostStats(ctx)
 
 	// From here on messages go to stderr only: the saved log ends with the state.
-	logPDH, err := r.Log.Final(ctx, r.final)
+	logPDH, err := r.saveFinalLog(ctx, &output)
 	if err != nil {
 		r.demote(first, "CommitLogs", err)
 	}
 	// Before the final update: a container reported Complete has let go of its
 	// mounts. What cannot be undone is said, and changes nothing.
 	r.cleanUp(ctx)
-	if err := r.sendFinal(ctx, logPDH, output); err != nil {
+	if err := r.sendFinal(ctx, logPDH, output.pdh); err != nil {
 		r.demote(first, "UpdateContainerFinal", err)
 	}
 	return first.err
@@ -85,18 +89,18 @@ func (r *run) demote(first *firstError, what string, err error) {
 // section 16). Failures leave the container Locked, and the dispatcher copes.
 func (r *run) requeue(ctx context.Context) {
 	r.stopHostStats(ctx)
-	r.publishInPassing(ctx)
+	r.publishInPassing(ctx, requeueLogTimeout)
 	r.cleanUp(ctx)
 	if err := r.Records.UpdateContainer(ctx, r.UUID, map[string]any{"state": arvados.StateQueued}); err != nil {
 		r.Log.Printf("error giving container back to the queue: %v", err)
 	}
 }
 
-// publishInPassing saves the log of a container that will run again. A Keep or
-// API that does not answer, perhaps the very reason for giving up, must not keep
-// it from the queue.
-func (r *run) publishInPassing(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, requeueLogTimeout)
+// publishInPassing saves the log where that is not what matters: a Keep or API
+// that does not answer, perhaps the very reason for giving up, must not keep a
+// container from the queue, nor its output from being saved.
+func (r *run) publishInPassing(ctx context.Context, limit time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	if _, err := r.Log.Publish(ctx); err != nil {
 		r.Log.Printf("error saving log collection: %v", err)
@@ -143,58 +147,44 @@ func (r *run) setRunning(ctx context.Context) error {
 	return nil
 }
 
+// exitCodeTimeout bounds an update that the final one repeats.
+const exitCodeTimeout = 15 * time.Second
+
 // recordExitCode publishes the exit code as soon as it is known. The final
 // update repeats it, so failing here loses nothing.
 func (r *run) recordExitCode(ctx context.Context) error {
 	if r.exitCode == nil {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, exitCodeTimeout)
+	defer cancel()
 	if err := r.Records.UpdateContainer(ctx, r.UUID, map[string]any{"exit_code": *r.exitCode}); err != nil {
 		r.Log.Printf("ignoring error updating exit_code: %v", err)
+		r.delivery.away = mayPass(err) || errors.Is(err, context.DeadlineExceeded)
 	}
 	return nil
-}
-
-// sendFinal sends the final state with everything that belongs to it. The exit
-// code is always there, null when none is known.
-func (r *run) sendFinal(ctx context.Context, logPDH, output string) error {
-	attrs := map[string]any{
-		"state":     r.final,
-		"exit_code": nil,
-		"cost":      r.cost(),
-	}
-	if r.exitCode != nil {
-		attrs["exit_code"] = *r.exitCode
-	}
-	if logPDH != "" {
-		attrs["log"] = logPDH
-	}
-	if r.final == arvados.StateComplete && output != "" {
-		attrs["output"] = output
-	}
-	err := r.Records.UpdateContainer(ctx, r.UUID, attrs)
-	for n := 1; n < finalRounds && mayPass(err) && ctx.Err() == nil; n++ {
-		r.Log.Printf("error in UpdateContainerFinal: %v -- trying again", err)
-		err = r.Records.UpdateContainer(ctx, r.UUID, attrs)
-	}
-	return err
-}
-
-// finalRounds is how often the final update is tried, each time for as long as
-// the client tries any other: losing it turns a finished container into a
-// cancelled one.
-const finalRounds = 6
-
-// mayPass reports whether err says that the API could not be asked, rather than
-// that it refused.
-func mayPass(err error) bool {
-	var e *arvados.Error
-	return errors.As(err, &e) && e.Temporary()
 }
 
 // cost is the time since the run began, in hours, times the instance's price.
 func (r *run) cost() float64 {
 	return r.now().Sub(r.began).Hours() * r.HourlyPrice
+}
+
+// saveFinalLog saves the log for good, and the results on the node's disk before
+// and after that: before, because it may take long.
+func (r *run) saveFinalLog(ctx context.Context, out *output) (pdh string, err error) {
+	r.keepResult(out.kept, "")
+	save := func(ctx context.Context) (err error) {
+		pdh, err = r.Log.Final(ctx, r.final)
+		return err
+	}
+	if r.final == arvados.StateComplete {
+		err = r.insist(ctx, "CommitLogs", false, save)
+	} else {
+		err = save(ctx)
+	}
+	r.keepResult(out.kept, pdh)
+	return pdh, err
 }
 
 // saveFirstLog makes the log collection, so that Running can name it.

@@ -16,6 +16,7 @@ import (
 	"crunch-oci/oci"
 	"crunch-oci/supervisor/joblog"
 	"crunch-oci/supervisor/rundir"
+	"crunch-oci/supervisor/unfinished"
 )
 
 // Supervisor runs one container, once. All fields are required unless they say
@@ -65,6 +66,16 @@ type Supervisor struct {
 	// MarkBroken is told once about an error that suggests that this node cannot
 	// run containers. May be nil.
 	MarkBroken func(ctx context.Context, err error)
+	// FinalTimeout is how long the results are held ready for an API that does
+	// not answer; 0 means DefaultFinalTimeout.
+	FinalTimeout time.Duration
+	// Unfinished is where they are kept meanwhile; "" means nowhere. APIHost
+	// says whose they are.
+	Unfinished unfinished.Dir
+	APIHost    string
+	// NextSignal returns a channel that is closed at the next stop signal, the
+	// first as well as the repeated ones. May be nil.
+	NextSignal func() <-chan struct{}
 	// Observer may be nil.
 	Observer Observer
 	// Now is the clock; nil means time.Now.

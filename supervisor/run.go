@@ -71,6 +71,8 @@ type run struct {
 	// undo holds what must be undone before the final update of the record.
 	undo undo.Stack
 
+	// delivery is about bringing the results home.
+	delivery delivery
 	// final is the state that will be sent at the end.
 	final    string
 	running  bool // the record says Running

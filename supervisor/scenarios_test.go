@@ -281,7 +281,10 @@ var changedScenarios = map[string]struct {
 	"output capture fails": {"mounts-and-output section 15: name the offending link", func(s *scenario) {
 		s.rename(s.RunError, s.RunError+` (symlink "/out/link" -> "/etc/hosts")`)
 	}},
-	"final log save fails":           {wording + "; the error is logged", func(s *scenario) { s.RunError = "save log collection: APIError" }},
+	"final log save fails": {wording + "; the error is logged", func(s *scenario) { s.RunError = "save log collection: APIError" }},
+	"final update fails": {"arvados-api section 17: a refusal is followed by a look at the record", func(s *scenario) {
+		s.Calls = append(s.Calls, wantCall{Token: "dispatcher", Method: "GET", Path: s.Calls[len(s.Calls)-1].Path})
+	}},
 	"API constraint, output not set": {wholeRecord, readWholeRecord},
 	"output set by the container":    {wholeRecord, readWholeRecord},
 }

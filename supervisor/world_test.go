@@ -25,6 +25,7 @@ import (
 	"crunch-oci/oci"
 	"crunch-oci/supervisor/joblog"
 	"crunch-oci/supervisor/rundir"
+	"crunch-oci/supervisor/unfinished"
 )
 
 // world is everything around one supervisor: a node and a cluster. Whatever is
@@ -137,6 +138,7 @@ func newWorld(t *testing.T) *world {
 			w.note("mark node as broken")
 			w.broken = append(w.broken, err.Error())
 		},
+		Unfinished: unfinished.Dir(filepath.Join(w.dir, "unfinished")), APIHost: "api.example",
 		Observer: observer{w},
 		// Every run takes two hours.
 		Now: func() time.Time {

@@ -11,6 +11,8 @@ import (
 	"crunch-oci/cmd/crunch-run/client"
 	"crunch-oci/cmd/crunch-run/transfer"
 	"crunch-oci/cmd/crunch-run/wire"
+	"crunch-oci/supervisor/config"
+	"crunch-oci/supervisor/unfinished"
 )
 
 // clientBudget is how long a call of a client tries to succeed: somebody waits at
@@ -30,6 +32,10 @@ func runClient(args []string, stdout, stderr io.Writer) int {
 			}
 			cfg.Budget = clientBudget
 			return connect(ctx, cfg, wire.KeepRetries)
+		},
+		Unfinished: func() (unfinished.Dir, error) {
+			site, err := config.Load(config.Sources{Lookup: os.LookupEnv, Environ: os.Environ()})
+			return unfinished.Dir(site.UnfinishedDir), err
 		},
 	})
 }

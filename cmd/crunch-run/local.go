@@ -28,6 +28,8 @@ func runLocal(args []string, stdout, stderr io.Writer) int {
 	if err != nil {
 		return fail(stderr, failure, "crunch-run local: %v", err)
 	}
+	// The cluster is in this process, and goes with it.
+	site.FinalTimeout, site.UnfinishedDir = localPatience, ""
 	environment := config.TakeEnvironment()
 	ctx, stop, release := stopSignals(true)
 	defer release()

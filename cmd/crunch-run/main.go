@@ -30,7 +30,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return runCluster(args[2:], stdout, stderr)
 	case "image":
 		return runImage(args[1:], stdout, stderr)
-	case "submit", "request", "collection":
+	case "submit", "request", "collection", "unfinished":
 		return runClient(args[1:], stdout, stderr)
 	case "keep-mount":
 		return runKeepMount(args[2:], stdout, stderr)

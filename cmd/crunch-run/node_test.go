@@ -55,16 +55,17 @@ func makeNode(dir string) (*node, error) {
 	return n, nil
 }
 
-func (n *node) store() string   { return filepath.Join(n.dir, "store") }
-func (n *node) results() string { return filepath.Join(n.dir, "local") }
-func (n *node) runtime() string { return filepath.Join(n.dir, "run") }
-func (n *node) locks() string   { return filepath.Join(n.dir, "lock") }
-func (n *node) tmp() string     { return filepath.Join(n.dir, "tmp") }
+func (n *node) store() string      { return filepath.Join(n.dir, "store") }
+func (n *node) results() string    { return filepath.Join(n.dir, "local") }
+func (n *node) unfinished() string { return filepath.Join(n.dir, "unfinished") }
+func (n *node) runtime() string    { return filepath.Join(n.dir, "run") }
+func (n *node) locks() string      { return filepath.Join(n.dir, "lock") }
+func (n *node) tmp() string        { return filepath.Join(n.dir, "tmp") }
 
 // settings are the variables that make this node.
 func (n *node) settings() []string {
 	return []string{
-		"CRUNCH_RUN_STORE_DIR=" + n.store(), "CRUNCH_RUN_LOCAL_DIR=" + n.results(), "CRUNCH_RUN_RUNTIME_DIR=" + n.runtime(),
+		"CRUNCH_RUN_STORE_DIR=" + n.store(), "CRUNCH_RUN_LOCAL_DIR=" + n.results(), "CRUNCH_RUN_RUNTIME_DIR=" + n.runtime(), "CRUNCH_RUN_UNFINISHED_DIR=" + n.unfinished(),
 		"CRUNCH_RUN_LOCK_DIR=" + n.locks(), "CRUNCH_RUN_CGROUP_BASE=" + n.cgroup, "TMPDIR=" + n.tmp(),
 	}
 }
@@ -98,7 +99,7 @@ func (n *node) leftovers() (left []string, err error) {
 		left = append(left, "cgroup "+g)
 	}
 	err = errors.Join(err, err2)
-	for _, dir := range []string{n.runtime(), n.locks(), n.tmp(), filepath.Join(n.store(), "tmp")} {
+	for _, dir := range []string{n.runtime(), n.locks(), n.tmp(), n.unfinished(), filepath.Join(n.store(), "tmp")} {
 		entries, err3 := os.ReadDir(dir)
 		if err3 != nil && !errors.Is(err3, os.ErrNotExist) {
 			err = errors.Join(err, err3)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 )
 
@@ -13,6 +14,14 @@ import (
 // terminal set, somebody watches, and the second signal ends ctx; a dispatcher's
 // repeated signals only say the same again. release gives the signals back.
 func stopSignals(terminal bool) (ctx, stop context.Context, release func()) {
+	ctx, stop, _, release = watchSignals(terminal)
+	return ctx, stop, release
+}
+
+// watchSignals is stopSignals for those who also want to hear of repetitions:
+// next returns a channel that is closed at the next signal, whichever it is.
+func watchSignals(terminal bool) (ctx, stop context.Context, next func() <-chan struct{}, release func()) {
+	var more announcer
 	ctx, giveUp := context.WithCancelCause(context.Background())
 	stop, stopNow := context.WithCancelCause(ctx)
 	signals := make(chan os.Signal, 4)
@@ -36,15 +45,40 @@ func stopSignals(terminal bool) (ctx, stop context.Context, release func()) {
 					giveUp(fmt.Errorf("caught signal again: %v", sig))
 				}
 				stopNow(fmt.Errorf("caught signal: %v", sig))
+				more.announce()
 			case <-done:
 				return
 			}
 		}
 	}()
-	return ctx, stop, func() {
+	return ctx, stop, more.next, func() {
 		signal.Stop(signals)
 		signal.Stop(survived)
 		close(done)
 		giveUp(nil)
+	}
+}
+
+// announcer tells any number of listeners of an event that may come again.
+type announcer struct {
+	mu     sync.Mutex
+	coming chan struct{} // closed at the next event; nil: nobody has asked
+}
+
+func (a *announcer) next() <-chan struct{} {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.coming == nil {
+		a.coming = make(chan struct{})
+	}
+	return a.coming
+}
+
+func (a *announcer) announce() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.coming != nil {
+		close(a.coming)
+		a.coming = nil
 	}
 }

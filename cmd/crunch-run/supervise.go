@@ -23,7 +23,7 @@ import (
 // runSupervisor is the reference's command line: run one container, here or in
 // the background, list or signal those in the background.
 func runSupervisor(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	program := config.Program{Name: args[0], Version: version, Roles: []string{"local", "cluster", "image", "submit", "request", "collection"}, ClusterConfig: os.Getenv("ARVADOS_CONFIG")}
+	program := config.Program{Name: args[0], Version: version, Roles: []string{"local", "cluster", "image", "submit", "request", "collection", "unfinished"}, ClusterConfig: os.Getenv("ARVADOS_CONFIG")}
 	flags, exit := config.ParseFlags(program, args[1:], stdout, stderr)
 	if exit != nil {
 		return exit.Code
@@ -66,14 +66,14 @@ func (s supervision) run() int {
 	if err := s.inherited.KeepPrivate(); err != nil {
 		return fail(s.stderr, 1, "%v", err)
 	}
-	ctx, stop, release := stopSignals(false)
+	ctx, stop, next, release := watchSignals(false)
 	defer release()
 	job, err := s.configure(stop)
 	if err != nil {
 		return fail(s.stderr, 1, "%v", err)
 	}
 	s.inherited.Accept()
-	job.OnLog = saveOnSignal(ctx)
+	job.OnLog, job.NextSignal = saveOnSignal(ctx), next
 	fmt.Fprintf(s.stderr, "crunch-run %s started\n", programVersion())
 	if err := pause(stop, s.flags.Sleep); err != nil {
 		return fail(s.stderr, 1, "%s: %v", s.flags.UUID, err)

@@ -16,6 +16,10 @@ import (
 // saved before that.
 const MaxStopGrace = 20 * time.Second
 
+// maxFinalTimeout is how long the blocks of a result are safe in Keep without a
+// collection, by Arvados' default of BlobSigningTTL.
+const maxFinalTimeout = 14 * 24 * time.Hour
+
 // Networks a container can get when it gets one; "cni:NAME" is a fourth.
 const (
 	NetworkBridge = "bridge"
@@ -37,6 +41,8 @@ type Site struct {
 	RuntimeDir string
 	// LocalDir holds the results of "crunch-run local" that have no other place.
 	LocalDir string
+	// UnfinishedDir holds results that the API could not be given.
+	UnfinishedDir string
 	// LockDir holds the run locks and the list of prices.
 	LockDir string
 	// CgroupBase is the control group below which containers get theirs: an
@@ -53,6 +59,9 @@ type Site struct {
 	// StopGrace is the time between TERM and KILL when a container is stopped;
 	// 0 means KILL at once.
 	StopGrace time.Duration
+	// FinalTimeout is how long a supervisor with a result waits for an API that
+	// does not answer.
+	FinalTimeout time.Duration
 	// GPU is "auto", "cdi", "devices" or "off".
 	GPU string
 	// KeepMount is the command that serves the FUSE mount; empty means this
@@ -104,6 +113,7 @@ var settings = []setting{
 	},
 	dirSetting("runtime-dir", "directory for the state of running containers", "/run/crunch-run", func(s *Site) *string { return &s.RuntimeDir }),
 	dirSetting("local-dir", "directory for the results of crunch-run local that have no other place", "/var/lib/crunch-run-local", func(s *Site) *string { return &s.LocalDir }),
+	dirSetting("unfinished-dir", "directory for results that the API could not be given (crunch-run unfinished)", "/var/lib/crunch-run-unfinished", func(s *Site) *string { return &s.UnfinishedDir }),
 	dirSetting("lock-dir", "directory of the run locks; dispatchers expect the default", "/var/lock", func(s *Site) *string { return &s.LockDir }),
 	{
 		"cgroup-base", "control group for containers, a path below the hierarchy's mount point, or if relative below the supervisor's own group; empty: /crunch-run", "",
@@ -175,6 +185,18 @@ var settings = []setting{
 			return nil
 		},
 		func(s *Site) string { return s.StopGrace.String() },
+	},
+	{
+		"final-timeout", "how long a supervisor with a result waits for an API that does not answer", "24h0m0s",
+		func(s *Site, text string) error {
+			d, err := time.ParseDuration(text)
+			if err != nil || d < time.Minute || d > maxFinalTimeout {
+				return fmt.Errorf("must be a duration from 1m to %s, such as 24h", maxFinalTimeout)
+			}
+			s.FinalTimeout = d
+			return nil
+		},
+		func(s *Site) string { return s.FinalTimeout.String() },
 	},
 	{
 		"gpu", "how containers get GPUs: auto, cdi (a CDI specification of the node), devices (without one) or off (no effect in this version)", "auto",

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -64,6 +65,8 @@ type saver struct {
 
 	turn chan struct{} // holds a token while nobody saves; guards uuid
 	uuid string        // of the collection, once there is one
+
+	manifest atomic.Pointer[string] // the latest
 }
 
 func newSaver(c Config) *saver {
@@ -166,6 +169,32 @@ func (l *Log) Publish(ctx context.Context) (pdh string, err error) {
 	return l.saveNow(ctx, true)
 }
 
+// Manifest is the manifest of the log collection as it was last written to Keep,
+// whether or not it could be saved; false if it never was. It has signatures.
+func (l *Log) Manifest() (text string, ok bool) {
+	m := l.saver.manifest.Load()
+	if m == nil {
+		return "", false
+	}
+	return *m, true
+}
+
+// Flush writes everything to Keep, so that Manifest has it, without asking the
+// API for anything.
+func (l *Log) Flush(ctx context.Context) error {
+	s := l.saver
+	if err := s.takeTurn(ctx); err != nil {
+		return err
+	}
+	defer s.giveTurn()
+	manifest, err := l.marshal(ctx)
+	if err != nil {
+		return fmt.Errorf("write log data to Keep: %w", err)
+	}
+	s.manifest.Store(&manifest)
+	return nil
+}
+
 func (l *Log) saveNow(ctx context.Context, publish bool) (pdh string, err error) {
 	s := l.saver
 	if err := s.takeTurn(ctx); err != nil {
@@ -251,6 +280,7 @@ func (l *Log) save(ctx context.Context, final bool) (string, error) {
 		}
 	} else {
 		r.Collection.ManifestText = &manifest
+		s.manifest.Store(&manifest)
 	}
 	pdh, err := s.send(ctx, r)
 	if err != nil {

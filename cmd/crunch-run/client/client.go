@@ -1,6 +1,7 @@
 // Package client is the roles of the program for people without other clients:
-// "crunch-run image", "submit", "request" and "collection". They work with any
-// cluster that the environment names, as its user.
+// "crunch-run image", "submit", "request" and "collection", and, for operators,
+// "unfinished". They work with any cluster that the environment names, as its
+// user.
 package client
 
 import (
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"crunch-oci/cmd/crunch-run/transfer"
+	"crunch-oci/supervisor/unfinished"
 )
 
 // Exit statuses. "submit --wait" has those of the command.
@@ -32,6 +34,8 @@ type Env struct {
 	TempDir string
 	// Connect opens the cluster of the environment.
 	Connect func(ctx context.Context) (*transfer.Session, error)
+	// Unfinished finds the node's directory of unfinished results.
+	Unfinished func() (unfinished.Dir, error)
 }
 
 // command is one role, or one verb of a role.
@@ -51,6 +55,7 @@ type invocation struct {
 	names   list
 	project string
 	force   bool
+	all     bool
 	name1   string // --name of a record
 	submit  submission
 }
@@ -66,7 +71,7 @@ type usageError struct{ error }
 
 func misuse(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
-var commands = []*command{imagePut, imageList, submit, requestShow, requestCancel, collectionPut, collectionGet, collectionList}
+var commands = []*command{imagePut, imageList, submit, requestShow, requestCancel, collectionPut, collectionGet, collectionList, unfinishedList, unfinishedDeliver, unfinishedDrop}
 
 // Main runs a role and returns the exit status. args begin with the role.
 func Main(ctx context.Context, args []string, env Env) int {

@@ -20,6 +20,7 @@ import (
 	"crunch-oci/supervisor/config"
 	"crunch-oci/supervisor/joblog"
 	"crunch-oci/supervisor/rundir"
+	"crunch-oci/supervisor/unfinished"
 )
 
 // Job is one container to be run, and how.
@@ -44,6 +45,8 @@ type Job struct {
 	Stderr io.Writer
 	// Observer may be nil.
 	Observer supervisor.Observer
+	// NextSignal returns a channel that is closed at the next stop signal.
+	NextSignal func() <-chan struct{}
 	// OnLog, if not nil, gets the log as soon as there is one.
 	OnLog func(*joblog.Log)
 }
@@ -138,6 +141,10 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 		TempDir:       j.Env.TempDir,
 		StatsInterval: j.Flags.CrunchstatInterval,
 		MarkBroken:    j.markBroken(log),
+		FinalTimeout:  j.Site.FinalTimeout,
+		Unfinished:    unfinished.Dir(j.Site.UnfinishedDir),
+		APIHost:       j.Cluster.Host,
+		NextSignal:    j.NextSignal,
 		Observer:      j.Observer,
 	}
 	if j.Env.InstanceType != "" {
