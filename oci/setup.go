@@ -39,13 +39,16 @@ func (c *Container) prepare(stateDir string, spec *specs.Spec) error {
 	if err := writeFile(filepath.Join(stateDir, c.id, cgroupRecord), record, 0o600); err != nil {
 		return err
 	}
+	if err := writeProcessRecord(filepath.Join(stateDir, c.id), spec); err != nil {
+		return err
+	}
 	c.tidy.Add("remove cgroup", bounded(c.cgroup.Delete))
 	return c.cgroup.Create()
 }
 
 // startInit makes the container's first process and the goroutine that waits
 // for its end.
-func (c *Container) startInit(ctx context.Context, stdio Stdio) error {
+func (c *Container) startInit(ctx context.Context, stateDir string, stdio Stdio) error {
 	ours, theirs, err := socketPair()
 	if err != nil {
 		return err
@@ -66,6 +69,8 @@ func (c *Container) startInit(ctx context.Context, stdio Stdio) error {
 		return err
 	}
 	c.pid = c.ctr.PID()
+	alive := func() error { return c.ctr.Signal(0) }
+	c.running = newRunning(stateDir, c.id, c.pid, c.cgroup, alive)
 	go func() {
 		defer close(c.ended)
 		status, err := c.ctr.Wait()

@@ -33,6 +33,10 @@ func withArgs(entrypoint, cmd, command []string) Edit {
 // defaultPath is Docker's PATH for images that set none.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
+// homeAdded is the annotation of a container whose HOME was not asked for but is
+// its user's; other users' commands in it get their own.
+const homeAdded = "crunch-oci.home-added"
+
 // withEnv sets exactly this environment: PATH, HOSTNAME and HOME as Docker
 // adds them, over these the image's variables, over these the request's.
 // Values are taken as they are: nothing is evaluated, and nothing of the
@@ -61,13 +65,17 @@ func withEnv(image []string, request map[string]string, home string) Edit {
 		// here it is the home directory of the user that was named.
 		if env.values["HOME"] == "" {
 			env.set("HOME", home)
+			if spec.Annotations == nil {
+				spec.Annotations = make(map[string]string)
+			}
+			spec.Annotations[homeAdded] = home
 		}
 		for _, name := range env.names {
 			if strings.IndexByte(name+env.values[name], 0) >= 0 {
 				return badRequest("environment variable %q contains a NUL byte", name)
 			}
-			spec.Process.Env = append(spec.Process.Env, name+"="+env.values[name])
 		}
+		spec.Process.Env = env.list()
 		return nil
 	}
 }
@@ -85,6 +93,15 @@ func (e *environ) set(name, value string) {
 		e.names = append(e.names, name)
 	}
 	e.values[name] = value
+}
+
+// list returns the variables as "NAME=value".
+func (e *environ) list() []string {
+	var all []string
+	for _, name := range e.names {
+		all = append(all, name+"="+e.values[name])
+	}
+	return all
 }
 
 // withCwd sets the working directory. The runtime creates it, inside the

@@ -21,7 +21,24 @@ type identity struct {
 	uid, gid uint32
 	groups   []uint32 // supplementary
 	home     string
+	shell    string // "" if it has none to log in with
 }
+
+// unknownAccountError says that a name is in neither file.
+type unknownAccountError struct {
+	name  string
+	group bool
+}
+
+func (e *unknownAccountError) Error() string {
+	if e.group {
+		return fmt.Sprintf("group %q is not in the image's /etc/group", e.name)
+	}
+	return fmt.Sprintf("user %q is not in the image's /etc/passwd", e.name)
+}
+
+// Is makes it an error of the request.
+func (e *unknownAccountError) Is(target error) bool { return target == ErrRequest }
 
 // withUser sets user and groups. The primary group is repeated among the
 // supplementary ones, so that a process cannot drop it to get around a file's
@@ -117,10 +134,11 @@ func resolveUser(spec, passwd, group string) (identity, error) {
 		if account.home != "" {
 			who.home = account.home
 		}
+		who.shell = loginShell(account.shell)
 	case isNumber:
 		who.uid = uid
 	default:
-		return identity{}, badRequest("user %q is not in the image's /etc/passwd", userArg)
+		return identity{}, &unknownAccountError{name: userArg}
 	}
 	if !hasGroup {
 		for g := range groups(group) {
@@ -140,7 +158,7 @@ func resolveUser(spec, passwd, group string) (identity, error) {
 		byNumber = byNumber || isNumber && g.gid == gid
 	}
 	if !byNumber && !isNumber {
-		return identity{}, badRequest("group %q is not in the image's /etc/group", groupArg)
+		return identity{}, &unknownAccountError{name: groupArg, group: true}
 	}
 	who.gid = gid
 	return who, nil
@@ -157,6 +175,7 @@ type account struct {
 	name     string
 	uid, gid uint32
 	home     string
+	shell    string
 }
 
 // findAccount finds the first account of that name, else of that number.
@@ -177,6 +196,9 @@ func findAccount(passwd, arg string) (account, bool) {
 			continue
 		}
 		a := account{name: f[0], uid: uid, gid: gid, home: f[5]}
+		if len(f) > 6 {
+			a.shell = f[6]
+		}
 		if a.name == arg {
 			return a, true
 		}

@@ -109,14 +109,16 @@ func (c *Container) Signal(sig syscall.Signal) error {
 
 // Wait waits for the container's init to end and reaps it. It must be called
 // once after Start.
-func (c *Container) Wait() (syscall.WaitStatus, error) {
-	state, err := c.process.Wait()
+func (c *Container) Wait() (syscall.WaitStatus, error) { return wait(c.process) }
+
+func wait(p *libcontainer.Process) (syscall.WaitStatus, error) {
+	state, err := p.Wait()
 	if state == nil {
-		return 0, fmt.Errorf("wait for the container's init: %w", err)
+		return 0, fmt.Errorf("wait for a process of the container: %w", err)
 	}
 	status, ok := state.Sys().(syscall.WaitStatus)
 	if !ok {
-		return 0, fmt.Errorf("wait for the container's init: status of type %T", state.Sys())
+		return 0, fmt.Errorf("wait for a process of the container: status of type %T", state.Sys())
 	}
 	return status, nil
 }

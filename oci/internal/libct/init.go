@@ -37,6 +37,11 @@ func IsInit(args []string) bool {
 // other until it executes the command: end of file means that the creator is
 // gone. The command does not get the descriptor. The other direction carries
 // the reason if the command cannot be executed, so that silence means success.
+//
+// A process that enters a container which runs already (see Guest.Enter) comes
+// this way as well. It is in the container's PID namespace, with whose first
+// process it ends, and needs no parent-death signal of its own; that would come
+// too early, from the thread that made it. It waits until it is admitted.
 func Init() {
 	runtime.GOMAXPROCS(1)
 	// The signal belongs to the thread that asks for it, and must be that of
@@ -54,8 +59,11 @@ func Init() {
 const initFailed = 255
 
 func attach() error {
-	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
-		return os.NewSyscallError("prctl(PR_SET_PDEATHSIG)", err)
+	enters := os.Getenv("_LIBCONTAINER_INITTYPE") == "setns"
+	if !enters {
+		if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+			return os.NewSyscallError("prctl(PR_SET_PDEATHSIG)", err)
+		}
 	}
 	if t, err := unix.GetsockoptInt(lifelineFd, unix.SOL_SOCKET, unix.SO_TYPE); err != nil || t != unix.SOCK_STREAM {
 		return fmt.Errorf("descriptor %d is not the lifeline to the creator of the container", lifelineFd)
@@ -66,6 +74,11 @@ func attach() error {
 	// libcontainer reports here what it cannot report otherwise, first of all
 	// that execve(2) failed.
 	os.Stderr = os.NewFile(lifelineFd, "lifeline")
+	if enters {
+		if err := awaitAdmission(); err != nil {
+			return err
+		}
+	}
 	go func() {
 		var b [1]byte
 		for {

@@ -1,0 +1,224 @@
+package oci
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"crunch-oci/oci/internal/libct"
+)
+
+// run brings the process into the container and returns when it executes its
+// program. On error nothing of it is left.
+func (e *entering) run(size *TerminalSize) (_ *Session, err error) {
+	var s *Session
+	defer func() {
+		_ = e.lifeline.Close()
+		_ = closeAll(e.console)
+		if err == nil {
+			return
+		}
+		_ = e.closeTheirs()
+		if s != nil {
+			_ = s.entered.Signal(syscall.SIGKILL)
+			_ = s.Close()
+			<-s.ended
+		}
+		_ = closeAll(e.ours[:]...)
+		err = e.explain(err)
+	}()
+	guest, err := libct.Load(e.r.stateDir, e.r.id)
+	if err != nil {
+		return nil, err
+	}
+	if err := refuse(guest); err != nil {
+		return nil, err
+	}
+	// What the process says on the lifeline: that it is there, and then, if it
+	// could not execute the program, why.
+	type report struct {
+		text string
+		err  error
+	}
+	reported := make(chan report, 1)
+	go func() {
+		if err := libct.Admit(e.lifeline, e.r.alive); err != nil {
+			_ = e.lifeline.Close() // without it, the process goes away
+			reported <- report{err: err}
+			return
+		}
+		text, err := io.ReadAll(io.LimitReader(e.lifeline, 64<<10))
+		reported <- report{strings.TrimSpace(string(text)), err}
+	}()
+	entered, err := enterOnThread(guest, e)
+	_ = e.closeTheirs() // so that what we read ends with the process
+	if err != nil {
+		_ = e.lifeline.Close()
+		if r := <-reported; r.err != nil && e.r.ending() {
+			return nil, errEnded
+		}
+		return nil, err
+	}
+	s = &Session{entered: entered, cgroup: e.r.cgroup, terminal: size != nil, ended: make(chan struct{}),
+		stdin: e.ours[0], stdout: e.ours[1], stderr: e.ours[2]}
+	e.ours = [3]*os.File{}
+	if stat, err := readProcStat(entered.PID); err == nil {
+		s.start = stat.start // before it is reaped, so it is this process's
+	}
+	go s.reap()
+	if size != nil {
+		master, err := receiveTerminal(e.console)
+		if err != nil {
+			return nil, err
+		}
+		s.stdin, s.stdout = master, master
+		if err := resize(master, *size); err != nil {
+			return nil, err
+		}
+	}
+	r := <-reported
+	if r.text != "" {
+		return nil, &ExecError{Code: (&StartError{Reason: r.text}).ExitCode(), Text: printable(r.text)}
+	}
+	if r.err != nil {
+		return nil, r.err
+	}
+	return s, nil
+}
+
+// enterOnThread calls Enter on a thread that cannot end before it returns: the
+// first of the processes it makes would be killed. It is not the thread of
+// forkthread, because it may wait for a file system of the container that does
+// not answer, which must not keep others from starting processes.
+//
+// Enter makes several processes, one from the other, and if it fails early, above
+// all because the container is ending, does not wait for all of them. Not reaped,
+// they would keep the container from ending for ever. All are children of this
+// thread, which nobody else uses meanwhile.
+func enterOnThread(guest *libct.Guest, e *entering) (*libct.Entered, error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	before := threadChildren()
+	entered, err := guest.Enter(e.process, e.theirs)
+	if err != nil {
+		for pid := range threadChildren() {
+			if !before[pid] {
+				_ = unix.Kill(pid, unix.SIGKILL)
+				reapChild(pid)
+			}
+		}
+	}
+	return entered, err
+}
+
+// threadChildren returns the processes that the calling thread has made and that
+// have not been reaped.
+func threadChildren() map[int]bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/children", unix.Gettid()))
+	if err != nil {
+		return nil // a kernel without CONFIG_PROC_CHILDREN
+	}
+	all := make(map[int]bool)
+	for _, f := range strings.Fields(string(b)) {
+		if pid, err := strconv.Atoi(f); err == nil {
+			all[pid] = true
+		}
+	}
+	return all
+}
+
+func reapChild(pid int) {
+	for {
+		_, err := unix.Wait4(pid, nil, 0, nil)
+		if err != unix.EINTR {
+			return // ECHILD: Enter has reaped it after all
+		}
+	}
+}
+
+// explain turns what went wrong into an *ExecError if it lies in the command,
+// the account or the container.
+func (e *entering) explain(err error) error {
+	var refused *ExecError
+	if errors.As(err, &refused) {
+		return refused
+	}
+	if errors.Is(err, libct.ErrGone) || e.r.ending() {
+		return errEnded
+	}
+	explained := explain(err, e.process)
+	var start *StartError
+	if errors.As(explained, &start) {
+		return &ExecError{Code: start.ExitCode(), Text: printable(start.Reason)}
+	}
+	if errors.Is(explained, ErrRequest) {
+		return &ExecError{1, fmt.Sprintf("working directory %q cannot be used", e.process.Cwd)}
+	}
+	if e.r.endsSoon() {
+		return errEnded
+	}
+	return fmt.Errorf("start a command in container %s: %w", e.r.id, err)
+}
+
+// endsSoon tells whether the container is ending. Of its processes, which are all
+// killed then, the one that asks for it may have been among the first.
+func (r *Running) endsSoon() bool {
+	const patience, interval = 500 * time.Millisecond, 10 * time.Millisecond
+	ticks := time.NewTicker(interval)
+	defer ticks.Stop()
+	for range patience / interval {
+		if r.ending() {
+			return true
+		}
+		<-ticks.C
+	}
+	return false
+}
+
+// ending tells whether the first process ends or has ended.
+func (r *Running) ending() bool {
+	s, err := readProcStat(r.pid)
+	return err != nil || s.exiting || r.alive() != nil
+}
+
+// receiveTerminal receives the master of a terminal (unix(7), SCM_RIGHTS).
+func receiveTerminal(console *os.File) (*os.File, error) {
+	oob := make([]byte, unix.CmsgSpace(4))
+	var data [256]byte
+	var n int
+	var err error
+	raw, rawErr := console.SyscallConn()
+	if rawErr != nil {
+		return nil, fmt.Errorf("receive the terminal: %w", rawErr)
+	}
+	rawErr = raw.Read(func(fd uintptr) bool {
+		_, n, _, _, err = unix.Recvmsg(int(fd), data[:], oob, unix.MSG_CMSG_CLOEXEC)
+		return err != unix.EAGAIN
+	})
+	if err = errors.Join(rawErr, err); err != nil {
+		return nil, fmt.Errorf("receive the terminal: %w", err)
+	}
+	messages, err := unix.ParseSocketControlMessage(oob[:n])
+	if err != nil || len(messages) != 1 {
+		return nil, fmt.Errorf("receive the terminal: it was not sent (%d messages): %w", len(messages), err)
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil || len(fds) != 1 {
+		return nil, fmt.Errorf("receive the terminal: %d files: %w", len(fds), err)
+	}
+	// Non-blocking: reads and writes then wait without a thread, and end when it
+	// is closed.
+	if err := unix.SetNonblock(fds[0], true); err != nil {
+		_ = unix.Close(fds[0])
+		return nil, fmt.Errorf("receive the terminal: %w", err)
+	}
+	return os.NewFile(uintptr(fds[0]), "terminal"), nil
+}

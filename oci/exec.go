@@ -1,0 +1,268 @@
+package oci
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"crunch-oci/cgroups"
+	"crunch-oci/oci/internal/libct"
+)
+
+// ExecRequest is a command to be run in a container beside its first process.
+type ExecRequest struct {
+	// Args are the program, looked up in the container with its PATH, and its
+	// arguments. None: a login shell, which is /bin/bash, or without it that of
+	// the account, or /bin/sh.
+	Args []string
+	// Env is set on top of the container's environment, "NAME=value" each.
+	Env []string
+	// User is "name", "uid", "name:group" or "uid:gid", looked up in the
+	// container's own files; "" is root.
+	User string
+	// Terminal, if not nil, gives the command a controlling terminal.
+	Terminal *TerminalSize
+}
+
+// TerminalSize is the size of a terminal in characters and in pixels; 0 means
+// that it is not known.
+type TerminalSize struct{ Columns, Rows, Width, Height uint16 }
+
+// ExecError says that a command was not started for a reason that lies in the
+// command, the account or the container.
+type ExecError struct {
+	// Code is the exit code that stands for it: 127 if the program was not
+	// found, 126 if it cannot be executed, otherwise 1.
+	Code int
+	// Text is one line for the user.
+	Text string
+}
+
+func (e *ExecError) Error() string { return e.Text }
+
+// errNotStarted and errEnded refuse commands by the container's state.
+var (
+	errNotStarted = &ExecError{1, "the container has not been started yet"}
+	errEnded      = &ExecError{1, "the container has ended"}
+)
+
+// Running is a running container for those who come in from outside: they run
+// commands in it and connect to its network. Container has the same methods for
+// the process that created it. They may be called from several goroutines.
+type Running struct {
+	stateDir, id string
+	pid          int
+	cgroup       *cgroups.Cgroup
+	// alive returns nil as long as the first process has not been reaped, so that
+	// its number stands for it and for no other process.
+	alive func() error
+	// accounts has room for one: reading the container's account files can take
+	// long, if their owner means it, and memory.
+	accounts chan struct{}
+}
+
+// Load finds container id, which another process created. The error is an
+// *ExecError if there is no such container, or it does not run.
+//
+// A process that starts commands in a container of another must not be stopped
+// by a signal meanwhile: the kernel lets a container end only when all its
+// processes are reaped by those who started them.
+func (r *Runtime) Load(ctx context.Context, id string) (*Running, error) {
+	if !filepath.IsAbs(r.StateDir) {
+		return nil, fmt.Errorf("find container: state directory %q is not an absolute path", r.StateDir)
+	}
+	if err := checkID(id); err != nil {
+		return nil, fmt.Errorf("find container: %w", err)
+	}
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("find container: %w", context.Cause(ctx))
+	}
+	guest, err := libct.Load(r.StateDir, id)
+	if errors.Is(err, libct.ErrGone) {
+		return nil, &ExecError{1, fmt.Sprintf("there is no container %s on this node", id)}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find container %s: %w", id, err)
+	}
+	pid, start, err := guest.Init()
+	if err != nil {
+		return nil, fmt.Errorf("find container %s: %w", id, err)
+	}
+	// First the handle, then whether it is one of that process.
+	handle, err := os.FindProcess(pid)
+	if err != nil {
+		return nil, errEnded
+	}
+	if s, err := readProcStat(pid); err != nil || s.start != start {
+		return nil, errEnded
+	}
+	if err := refuse(guest); err != nil {
+		return nil, err
+	}
+	record, err := os.ReadFile(filepath.Join(r.StateDir, id, cgroupRecord))
+	if err != nil {
+		return nil, fmt.Errorf("find container %s: %w", id, err)
+	}
+	cg := new(cgroups.Cgroup)
+	if err := json.Unmarshal(record, cg); err != nil {
+		return nil, fmt.Errorf("find container %s: %s: %w", id, cgroupRecord, err)
+	}
+	alive := func() error { return handle.Signal(syscall.Signal(0)) }
+	return newRunning(r.StateDir, id, pid, cg, alive), nil
+}
+
+func newRunning(stateDir, id string, pid int, cg *cgroups.Cgroup, alive func() error) *Running {
+	return &Running{stateDir: stateDir, id: id, pid: pid, cgroup: cg, alive: alive, accounts: make(chan struct{}, 1)}
+}
+
+// refuse returns an *ExecError if no command can run in the container now.
+func refuse(guest *libct.Guest) error {
+	switch s, err := guest.Status(); {
+	case err != nil:
+		return err
+	case s == libct.Waiting:
+		return errNotStarted
+	case s == libct.Ended:
+		return errEnded
+	}
+	return nil
+}
+
+// Exec starts a command in the container: in its namespaces and cgroup, with its
+// system call filter and limits, and with no more privileges than its first
+// process could have. It returns when the command runs; the error is an
+// *ExecError if the reason lies in the command, the account or the container.
+//
+// ctx bounds the start only. What has been started ends by itself, by
+// Session.Kill, or with the container, whose end and exit status it does not
+// affect. The caller must call Session.Close in the end.
+func (r *Running) Exec(ctx context.Context, q ExecRequest) (*Session, error) {
+	p, shells, err := r.prepareExec(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	if len(q.Args) > 0 {
+		p.Args = q.Args
+		return r.enter(ctx, p, q.Terminal)
+	}
+	for i, shell := range shells {
+		p.Args = shell
+		s, err := r.enter(ctx, p, q.Terminal)
+		var refused *ExecError
+		missing := errors.As(err, &refused) && refused.Code > 1
+		if !missing || i == len(shells)-1 {
+			return s, err
+		}
+	}
+	return nil, &ExecError{127, "there is no shell in the container"}
+}
+
+// Exec runs a command in the container; see Running.Exec.
+func (c *Container) Exec(ctx context.Context, q ExecRequest) (*Session, error) {
+	if c.running == nil {
+		return nil, errEnded // the command was not executable: nothing ever ran
+	}
+	return c.running.Exec(ctx, q)
+}
+
+// prepareExec returns all there is to say about the process but its arguments,
+// and what to take for a login shell.
+func (r *Running) prepareExec(ctx context.Context, q ExecRequest) (p *specs.Process, shells [][]string, err error) {
+	for _, s := range slices.Concat(q.Args, q.Env, []string{q.User}) {
+		if strings.IndexByte(s, 0) >= 0 {
+			return nil, nil, &ExecError{1, "the command, its environment or its account contains a NUL byte"}
+		}
+	}
+	main, err := readProcessRecord(filepath.Join(r.stateDir, r.id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, errEnded
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	who, err := r.account(ctx, q.User)
+	if err != nil {
+		return nil, nil, err
+	}
+	p = main.Process
+	spec := &specs.Spec{Process: p}
+	if err := Apply(spec, withUser(who)); err != nil {
+		return nil, nil, err
+	}
+	if c := p.Capabilities; c != nil {
+		// As withCapabilities: what the first process may have at most is its
+		// bounding set, and root has it.
+		c.Effective, c.Permitted, c.Inheritable, c.Ambient = nil, nil, nil, nil
+		if who.uid == 0 {
+			c.Effective, c.Permitted = c.Bounding, c.Bounding
+		}
+	}
+	env := newEnviron()
+	for _, kv := range p.Env {
+		name, value, _ := strings.Cut(kv, "=")
+		env.set(name, value)
+	}
+	if main.HomeAdded {
+		env.set("HOME", who.home)
+	}
+	for _, kv := range q.Env {
+		name, value, ok := strings.Cut(kv, "=")
+		if !ok || name == "" {
+			return nil, nil, &ExecError{1, fmt.Sprintf("environment variable %q is not valid", kv)}
+		}
+		env.set(name, value)
+	}
+	p.Env = env.list()
+	p.Terminal, p.ConsoleSize = q.Terminal != nil, nil
+	if t := q.Terminal; t != nil && t.Columns > 0 && t.Rows > 0 {
+		p.ConsoleSize = &specs.Box{Width: uint(t.Columns), Height: uint(t.Rows)}
+	}
+	shells = append(shells, []string{"/bin/bash", "-login"})
+	if who.shell != "" {
+		shells = append(shells, []string{who.shell, "-l"})
+	}
+	return p, append(shells, []string{"/bin/sh", "-l"}), nil
+}
+
+// processRecord is the file in a container's state directory that says what
+// commands in it have in common with its first process. libcontainer's own
+// record lacks environment and working directory.
+const processRecordFile = "process.json"
+
+type processRecord struct {
+	Process *specs.Process
+	// HomeAdded says that HOME is the account's and was not asked for.
+	HomeAdded bool
+}
+
+func writeProcessRecord(dir string, spec *specs.Spec) error {
+	p := *spec.Process
+	p.Args = nil
+	b, err := json.Marshal(processRecord{Process: &p, HomeAdded: spec.Annotations[homeAdded] != ""})
+	if err != nil {
+		return err
+	}
+	// The environment may hold tokens.
+	return writeFile(filepath.Join(dir, processRecordFile), b, 0o600)
+}
+
+func readProcessRecord(dir string) (processRecord, error) {
+	var p processRecord
+	b, err := os.ReadFile(filepath.Join(dir, processRecordFile))
+	if err != nil {
+		return p, fmt.Errorf("read the container's state: %w", err)
+	}
+	if err := json.Unmarshal(b, &p); err != nil || p.Process == nil {
+		return p, fmt.Errorf("read the container's state: %s is damaged: %w", processRecordFile, err)
+	}
+	return p, nil
+}

@@ -1,0 +1,263 @@
+package oci
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"syscall"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"crunch-oci/cgroups"
+	"crunch-oci/oci/internal/libct"
+)
+
+// Session is a command that Exec has started in a container.
+type Session struct {
+	entered *libct.Entered
+	start   uint64 // start time of the command, to tell it from others of its number
+	cgroup  *cgroups.Cgroup
+
+	stdin          *os.File // with a terminal its master, which is stdout as well
+	stdout, stderr *os.File
+	terminal       bool
+
+	signals sync.Mutex // held while a signal is sent, and to say that it has ended
+	reaped  bool
+	ended   chan struct{} // closed when the command has been reaped
+	exit    ExitStatus    // valid once ended is closed
+	waitErr error         // likewise
+}
+
+// PID returns the command's process id in this process's PID namespace.
+func (s *Session) PID() int { return s.entered.PID }
+
+// Stdin is the command's standard input, or the terminal, which Close hangs up:
+// its foreground job gets SIGHUP.
+func (s *Session) Stdin() io.WriteCloser { return s.stdin }
+
+// Stdout is the command's standard output, or what its terminal shows.
+func (s *Session) Stdout() io.Reader {
+	if s.terminal {
+		return terminalReader{s.stdout}
+	}
+	return s.stdout
+}
+
+// Stderr is the command's standard error; nil with a terminal.
+func (s *Session) Stderr() io.Reader {
+	if s.terminal {
+		return nil
+	}
+	return s.stderr
+}
+
+// terminalReader turns what the master of a terminal says when nobody has the
+// other end open any more into the end of a file.
+type terminalReader struct{ f *os.File }
+
+func (t terminalReader) Read(p []byte) (int, error) {
+	n, err := t.f.Read(p)
+	if errors.Is(err, unix.EIO) {
+		err = io.EOF
+	}
+	return n, err
+}
+
+// Resize changes the size of the terminal, whose foreground job is told so.
+func (s *Session) Resize(size TerminalSize) error {
+	if !s.terminal {
+		return errors.New("the command has no terminal")
+	}
+	return resize(s.stdin, size)
+}
+
+func resize(master *os.File, size TerminalSize) error {
+	err := control(master, func(fd int) error {
+		return unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{
+			Row: size.Rows, Col: size.Columns, Xpixel: size.Width, Ypixel: size.Height,
+		})
+	})
+	if err != nil {
+		return fmt.Errorf("resize terminal: %w", err)
+	}
+	return nil
+}
+
+// control uses a file's descriptor without making it a blocking one.
+func control(f *os.File, use func(fd int) error) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var useErr error
+	if err := raw.Control(func(fd uintptr) { useErr = use(int(fd)) }); err != nil {
+		return err
+	}
+	return useErr
+}
+
+// Signal sends a signal to the command's process group, as shells and sshd do;
+// with a terminal to its foreground job. The error is os.ErrProcessDone if the
+// command has ended.
+func (s *Session) Signal(sig syscall.Signal) error {
+	s.signals.Lock()
+	defer s.signals.Unlock()
+	if s.reaped {
+		return os.ErrProcessDone
+	}
+	group := s.entered.PID
+	if s.terminal {
+		err := control(s.stdin, func(fd int) error {
+			foreground, err := unix.IoctlGetInt(fd, unix.TIOCGPGRP)
+			// 0 is a group that cannot be seen from here; there is none if the
+			// terminal has been hung up.
+			if err == nil && foreground > 1 {
+				group = foreground
+			}
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("signal the terminal's foreground job: %w", err)
+		}
+	}
+	if err := unix.Kill(-group, sig); err != nil {
+		return fmt.Errorf("signal process group %d: %w", group, err)
+	}
+	return nil
+}
+
+// Wait waits for the command to end. What it has put into the background may go
+// on, and keep the streams open. The error is ctx's, or says that the process
+// was lost.
+func (s *Session) Wait(ctx context.Context) (ExitStatus, error) {
+	select {
+	case <-s.ended:
+		return s.exit, s.waitErr
+	case <-ctx.Done():
+		return ExitStatus{}, context.Cause(ctx)
+	}
+}
+
+// Kill kills the command and what it has started, as far as that can be told:
+// its descendants, and those of its login session and process groups. Who has
+// left all of these (a daemon) lives until the container ends.
+func (s *Session) Kill() error {
+	return killTree(s.cgroup, s.entered.PID, s.start)
+}
+
+// Close gives up the streams: a terminal is hung up, who writes to standard
+// output gets SIGPIPE. Reads and writes end. It does not end the command.
+func (s *Session) Close() error {
+	var errs []error
+	for _, f := range []*os.File{s.stdin, s.stdout, s.stderr} {
+		if f != nil {
+			errs = append(errs, ignoreClosed(f.Close()))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// reap waits for the command, without which neither it nor the container could
+// end.
+func (s *Session) reap() {
+	defer close(s.ended)
+	status, err := s.entered.Wait()
+	s.signals.Lock()
+	s.reaped = true
+	s.signals.Unlock()
+	s.exit, s.waitErr = exitStatus(status), err
+}
+
+// enter starts a process in the container and returns when it executes its
+// program.
+func (r *Running) enter(ctx context.Context, p *specs.Process, size *TerminalSize) (*Session, error) {
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("start a command: %w", context.Cause(ctx))
+	}
+	type result struct {
+		s   *Session
+		err error
+	}
+	started := make(chan result)
+	e := &entering{r: r, process: p}
+	if err := e.open(size); err != nil {
+		return nil, errors.Join(err, e.close())
+	}
+	// Without the lifeline a process that is still setting things up ends.
+	stop := context.AfterFunc(ctx, func() { _ = e.lifeline.Close() })
+	go func() {
+		s, err := e.run(size)
+		stop()
+		select {
+		case started <- result{s, err}:
+		case <-ctx.Done():
+			// Nobody waits any more. Exec did not return it: it must not stay.
+			if s != nil {
+				_ = s.Kill()
+				_ = s.Close()
+			}
+		}
+	}()
+	select {
+	case got := <-started:
+		if got.err != nil && ctx.Err() != nil {
+			return nil, fmt.Errorf("start a command: %w", context.Cause(ctx))
+		}
+		return got.s, got.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("start a command: %w", context.Cause(ctx))
+	}
+}
+
+// entering is a process on its way into the container, with both ends of all
+// that connects it to this one.
+type entering struct {
+	r                 *Running
+	process           *specs.Process
+	ours              [3]*os.File // streams
+	theirs            libct.EnterFiles
+	lifeline, console *os.File
+}
+
+func (e *entering) open(size *TerminalSize) (err error) {
+	if e.lifeline, e.theirs.Lifeline, err = socketPair(); err != nil {
+		return err
+	}
+	if size != nil {
+		e.console, e.theirs.Console, err = socketPair()
+		return err
+	}
+	if e.theirs.Streams[0], e.ours[0], err = os.Pipe(); err != nil {
+		return err
+	}
+	for i := 1; i < len(e.ours); i++ {
+		if e.ours[i], e.theirs.Streams[i], err = os.Pipe(); err != nil {
+			return err
+		}
+	}
+	// The other two are libcontainer's business.
+	return giveTo(e.theirs.Streams[2], e.process.User.UID)
+}
+
+func (e *entering) close() error {
+	return errors.Join(closeAll(e.ours[:]...), closeAll(e.lifeline, e.console), e.closeTheirs())
+}
+
+func (e *entering) closeTheirs() error {
+	return errors.Join(closeAll(e.theirs.Streams[:]...), closeAll(e.theirs.Console, e.theirs.Lifeline))
+}
+
+func closeAll(files ...*os.File) error {
+	var errs []error
+	for _, f := range files {
+		if f != nil {
+			errs = append(errs, ignoreClosed(f.Close()))
+		}
+	}
+	return errors.Join(errs...)
+}
