@@ -102,6 +102,9 @@ func ownNetwork(spec *specs.Spec) bool {
 	})
 }
 
+// localHosts are the names of the loopback interface.
+const localHosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+
 // hostsFile lets a container without a network resolve itself: programs ask
 // for the address of their own host name. With the host's network, the host's
 // names are known as well.
@@ -109,7 +112,7 @@ func hostsFile(spec *specs.Spec, host []byte) []byte {
 	if !ownNetwork(spec) && spec.Hostname == "" {
 		return host
 	}
-	text := "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+	text := localHosts
 	if !ownNetwork(spec) {
 		text = string(host)
 	}

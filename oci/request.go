@@ -33,6 +33,10 @@ const (
 	NetworkNone Network = "none"
 	// NetworkHost is the host's network namespace.
 	NetworkHost Network = "host"
+	// NetworkPrivate is a network namespace of its own that somebody connects to
+	// a network once the container has been created, and before it is started
+	// (see SetNames).
+	NetworkPrivate Network = "private"
 )
 
 // Request is what a container should be: the image's configuration and what

@@ -110,7 +110,7 @@ func withNamespaces(network Network, hostname string) Edit {
 			kinds = append(kinds, specs.CgroupNamespace)
 		}
 		switch network {
-		case NetworkNone:
+		case NetworkNone, NetworkPrivate:
 			kinds = append(kinds, specs.NetworkNamespace)
 			// Docker's defaults: everybody may ping and listen on low ports
 			// of a network that is the container's own.
@@ -123,7 +123,7 @@ func withNamespaces(network Network, hostname string) Edit {
 			}
 		case NetworkHost:
 		default:
-			return badRequest("network %q is not known: use %q or %q", network, NetworkNone, NetworkHost)
+			return badRequest("network %q is not known: use %q, %q or %q", network, NetworkNone, NetworkPrivate, NetworkHost)
 		}
 		if err := checkHostname(hostname); err != nil {
 			return err

@@ -39,7 +39,7 @@ func TestWhoseFault(t *testing.T) {
 			w.failAt("start container", &oci.StartError{Command: "./cmd", Reason: `exec: "./cmd": no such file or directory`})
 		}, arvados.StateCancelled, false, "could not start container: exec: \"./cmd\": no such file or directory\nPossible causes: command \"./cmd\" is missing"},
 		{"the environment", func(w *world) { w.api.record["environment"] = map[string]any{"A=B": "c"} }, arvados.StateCancelled, false, "While creating container: environment variable name"},
-		{"the node's network", func(w *world) { w.sup.Network = func(bool) (oci.Network, error) { return "", errTest } }, arvados.StateQueued, false, "no luck"},
+		{"the node's network", func(w *world) { w.sup.Network = func(bool) (Network, error) { return Network{}, errTest } }, arvados.StateQueued, false, "no luck"},
 		{"the place for stdout", func(w *world) {
 			w.mount("stdout", map[string]any{"kind": "file", "path": "/out/dir/file"})
 			w.mount("/out/dir", map[string]any{"kind": "text", "content": "no directory"})

@@ -41,7 +41,11 @@ type container struct {
 // container, up to the point where only the user's program is missing.
 func (r *run) createContainer(ctx context.Context) error {
 	r.Log.Printf("Creating OCI container")
-	q, err := r.bundleRequest()
+	network, err := r.Network(r.record.RuntimeConstraints.API)
+	if err != nil {
+		return fmt.Errorf("While creating container: %w", err)
+	}
+	q, err := r.bundleRequest(network.Kind)
 	if err != nil {
 		return fmt.Errorf("While creating container: %w", err)
 	}
@@ -73,7 +77,28 @@ func (r *run) createContainer(ctx context.Context) error {
 	r.undo.Add("delete container", func(ctx context.Context) error {
 		return errors.Join(r.killContainer(ctx), bounded(ctx, killTimeout, p.Delete))
 	})
+	if err := r.connect(ctx, network, bundle); err != nil {
+		return fmt.Errorf("While creating container: %w", err)
+	}
 	return s.closeGiven()
+}
+
+// connect gives the container its network. One whose command was found to be
+// missing has no process to give it to.
+func (r *run) connect(ctx context.Context, network Network, bundle string) error {
+	pid := r.container.process.PID()
+	if network.Connect == nil || pid == 0 {
+		return nil
+	}
+	c, err := network.Connect(ctx, pid)
+	if err != nil {
+		return err
+	}
+	r.undo.Add("disconnect container", c.Close)
+	for _, n := range c.Notes() {
+		r.Log.Printf("network: %s", n)
+	}
+	return oci.SetNames(bundle, c.Names())
 }
 
 // createError makes the run final if the request itself is at fault: another
@@ -87,13 +112,9 @@ func createError(err error) error {
 }
 
 // bundleRequest says in the bundle's terms what the record asks for.
-func (r *run) bundleRequest() (oci.Request, error) {
+func (r *run) bundleRequest(network oci.Network) (oci.Request, error) {
 	c := r.record.RuntimeConstraints
 	rlimits, err := oci.HostRlimits()
-	if err != nil {
-		return oci.Request{}, err
-	}
-	network, err := r.Network(c.API)
 	if err != nil {
 		return oci.Request{}, err
 	}

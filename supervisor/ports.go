@@ -44,9 +44,9 @@ type Supervisor struct {
 	Scratch string
 
 	Limits Limits
-	// Network gives the network for a container with, and one without, access
+	// Network chooses the network for a container with, and one without, access
 	// to the API.
-	Network func(api bool) (oci.Network, error)
+	Network func(api bool) (Network, error)
 	// CgroupsPath is the container's cgroup in the terms of the OCI spec.
 	CgroupsPath string
 	// Gateway is the door into the container; nil: there is none.
@@ -127,6 +127,24 @@ type Mount interface {
 // Images unpacks images, each only once per node.
 type Images interface {
 	Unpack(ctx context.Context, key imagestore.Key, open func(context.Context) (*archive.Image, error), progress func(imagestore.Progress)) (*imagestore.Snapshot, error)
+}
+
+// Network is what a container can reach.
+type Network struct {
+	Kind oci.Network
+	// Connect is called when the container has been created, with its first
+	// process, if Kind is oci.NetworkPrivate.
+	Connect func(ctx context.Context, pid int) (Connection, error)
+}
+
+// Connection is a container in its network.
+type Connection interface {
+	// Names are what the container finds in /etc.
+	Names() oci.Names
+	// Notes are for the log, a line each.
+	Notes() []string
+	// Close takes the container out of the network.
+	Close(ctx context.Context) error
 }
 
 // Runtime makes a process from an OCI bundle.

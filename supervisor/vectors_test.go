@@ -139,11 +139,11 @@ func TestContainerSpec(t *testing.T) {
 				w.sup.APIEnv[name] = v.Environment[name]
 			}
 			// Who decides on the network is asked with what the record says.
-			w.sup.Network = func(api bool) (oci.Network, error) {
+			w.sup.Network = func(api bool) (Network, error) {
 				if got := api || v.EnableNetworking == "always"; got != v.Spec.NetworkEnabled {
 					t.Errorf("network enabled: %v", got)
 				}
-				return oci.NetworkNone, nil
+				return Network{Kind: oci.NetworkNone}, nil
 			}
 			stdin := make(chan string, 1)
 			w.runtime.program = func(g *guest) int {

@@ -126,11 +126,11 @@ func newWorld(t *testing.T) *world {
 		Log: w.newLog(nil), Records: client, Login: func(token string, classes []string) (Account, error) { return account(token, classes), nil },
 		Mounter: w.mounter, Images: fakeImages{store, w}, Runtime: w.runtime, Meter: fakeMeter{w.runtime},
 		RunDir: runDir, Scratch: w.mkdir("scratch"),
-		Network: func(api bool) (oci.Network, error) {
+		Network: func(api bool) (Network, error) {
 			if api {
-				return oci.NetworkHost, nil
+				return Network{Kind: oci.NetworkHost}, nil
 			}
-			return oci.NetworkNone, nil
+			return Network{Kind: oci.NetworkNone}, nil
 		},
 		CgroupsPath: "/crunch-run/" + testUUID, Gateway: fakeGateway{new([]string)}, HourlyPrice: 1.5,
 		TempDir: w.dir, NodeJSON: []byte(`{"Price":1.5}`), StatsInterval: time.Hour,

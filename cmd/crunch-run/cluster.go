@@ -12,8 +12,10 @@ import (
 	"strings"
 
 	"crunch-oci/arvados"
+	"crunch-oci/cmd/crunch-run/wire"
 	"crunch-oci/localcluster"
 	"crunch-oci/localcluster/dispatcher"
+	"crunch-oci/supervisor/config"
 )
 
 const clusterUsage = `Usage: crunch-run cluster --dir DIR [--listen HOST:PORT] [--dispatch N]
@@ -66,7 +68,21 @@ func runCluster(args []string, stdout, stderr io.Writer) int {
 	}
 	ctx, stop, release := stopSignals(true)
 	defer release()
-	cluster, err := localcluster.Start(ctx, localcluster.Options{Dir: *dir, Listen: *listen, Log: slog.New(slog.NewTextHandler(stderr, nil))})
+	log := slog.New(slog.NewTextHandler(stderr, nil))
+	held, err := holdBridge(stop, *slots, log)
+	if err != nil {
+		return fail(stderr, 1, "crunch-run cluster: %v", err)
+	}
+	defer func() {
+		if err := held.Close(ctx); err != nil {
+			log.Error("cannot release the bridge", "error", err)
+		}
+	}()
+	o := localcluster.Options{Dir: *dir, Listen: *listen, Log: log}
+	if held.Host != "" {
+		o.AlsoListen = []string{held.Host}
+	}
+	cluster, err := localcluster.Start(ctx, o)
 	if err != nil {
 		return fail(stderr, 1, "crunch-run cluster: %v", err)
 	}
@@ -75,16 +91,43 @@ func runCluster(args []string, stdout, stderr io.Writer) int {
 		k, v, _ := strings.Cut(kv, "=")
 		fmt.Fprintf(stdout, "export %s='%s'\n", k, strings.ReplaceAll(v, "'", `'\''`))
 	}
-	err = errors.Join(runQueue(ctx, stop, cluster, *slots, stderr), cluster.Close())
+	apiHost := cluster.Host()
+	if held.Host != "" {
+		apiHost = cluster.HostAt(held.Host)
+	}
+	err = errors.Join(runQueue(ctx, stop, cluster, apiHost, *slots, stderr), cluster.Close())
 	if err != nil {
 		return fail(stderr, 1, "crunch-run cluster: %v", err)
 	}
 	return 0
 }
 
+// holdBridge makes the bridge, if containers that are run here get it as their
+// network: the API then listens on this machine's address there as well. Without
+// it containers run nevertheless, and those with API access say what is missing.
+func holdBridge(stop context.Context, slots int, log *slog.Logger) (*wire.Held, error) {
+	none := &wire.Held{}
+	if slots == 0 {
+		return none, nil
+	}
+	site, err := config.Load(config.Sources{Lookup: os.LookupEnv, Environ: os.Environ()})
+	if err != nil || site.Network != config.NetworkBridge {
+		return none, err
+	}
+	held, err := wire.HoldBridge(stop, site)
+	if err != nil {
+		log.Warn("containers will not reach the API, unless the network is host", "error", err)
+		return none, nil
+	}
+	for _, n := range held.Notes {
+		log.Info(n)
+	}
+	return held, nil
+}
+
 // runQueue runs the cluster's own dispatcher until stop is done. It sees to what
 // an earlier one left behind also when there are no slots.
-func runQueue(ctx, stop context.Context, cluster *localcluster.Cluster, slots int, stderr io.Writer) error {
+func runQueue(ctx, stop context.Context, cluster *localcluster.Cluster, apiHost string, slots int, stderr io.Writer) error {
 	api, err := arvados.NewClient(clusterConfig(cluster, cluster.OwnDispatcherToken()))
 	if err != nil {
 		return err
@@ -92,7 +135,7 @@ func runQueue(ctx, stop context.Context, cluster *localcluster.Cluster, slots in
 	defer api.Close()
 	d, err := dispatcher.New(ctx, dispatcher.Config{
 		API: api, Slots: slots, Log: slog.New(slog.NewTextHandler(stderr, nil)),
-		Command: func(uuid string) *exec.Cmd { return supervisorCommand(cluster, uuid, stderr) },
+		Command: func(uuid string) *exec.Cmd { return supervisorCommand(cluster, apiHost, uuid, stderr) },
 	})
 	if err != nil {
 		return err
@@ -112,12 +155,12 @@ func runQueue(ctx, stop context.Context, cluster *localcluster.Cluster, slots in
 // command line and the environment that crunch-dispatch-local gives it (spec:
 // cli-and-dispatch section 15.4). On top of that come what names the cluster's
 // own certificate, and the settings of the site.
-func supervisorCommand(cluster *localcluster.Cluster, uuid string, stderr io.Writer) *exec.Cmd {
+func supervisorCommand(cluster *localcluster.Cluster, apiHost, uuid string, stderr io.Writer) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe", "--runtime-engine=docker", uuid)
 	cmd.Args[0] = os.Args[0]
 	cmd.Env = []string{
 		"PATH=" + os.Getenv("PATH"), "TMPDIR=" + os.Getenv("TMPDIR"),
-		"ARVADOS_API_HOST=" + cluster.Host(), "ARVADOS_API_HOST_INSECURE=", "ARVADOS_API_TOKEN=" + cluster.OwnDispatcherToken(),
+		"ARVADOS_API_HOST=" + apiHost, "ARVADOS_API_HOST_INSECURE=", "ARVADOS_API_TOKEN=" + cluster.OwnDispatcherToken(),
 		"GatewayAuthSecret=" + cluster.GatewayAuthSecret(uuid),
 		"SSL_CERT_FILE=" + cluster.CAFile(),
 	}

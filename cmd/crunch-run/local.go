@@ -37,6 +37,13 @@ func runLocal(args []string, stdout, stderr io.Writer) int {
 		Stdout: stdout, Stderr: stderr, Began: began, Stop: stop,
 		StateDir: site.LocalDir, TempDir: environment.TempDir,
 		NewScratch: func() (string, func() error, error) { return wire.NewScratch(stop, site, environment.TempDir) },
+		HoldBridge: func() (string, func(context.Context) error, error) {
+			held, err := wire.HoldBridge(stop, site)
+			if err != nil {
+				return "", nil, err
+			}
+			return held.Host, held.Close, nil
+		},
 		Connect: func(c *localcluster.Cluster, token string) (*transfer.Session, error) {
 			return connect(ctx, clusterConfig(c, token), localKeepRetries)
 		},
@@ -49,7 +56,7 @@ func runLocal(args []string, stdout, stderr io.Writer) int {
 					EnableMemoryLimit: true, CrunchstatInterval: 10 * time.Second,
 					EnableNetworking: "always", NetworkMode: j.Network,
 				},
-				Cluster: clusterConfig(c, c.DispatcherToken()), Stderr: messages, Observer: obs,
+				Cluster: clusterConfig(c, c.DispatcherToken()), ContainerAPIHost: j.APIHost, Stderr: messages, Observer: obs,
 			})
 		},
 	})

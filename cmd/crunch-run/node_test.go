@@ -27,6 +27,9 @@ const patience = 2 * time.Minute
 type node struct {
 	dir    string
 	cgroup string // a name below our own group in each hierarchy
+	// netns is the path of the network namespace that the program is run in; "" is
+	// the machine's.
+	netns string
 }
 
 var nodeCount atomic.Int64
@@ -66,7 +69,9 @@ func (n *node) tmp() string        { return filepath.Join(n.dir, "tmp") }
 func (n *node) settings() []string {
 	return []string{
 		"CRUNCH_RUN_STORE_DIR=" + n.store(), "CRUNCH_RUN_LOCAL_DIR=" + n.results(), "CRUNCH_RUN_RUNTIME_DIR=" + n.runtime(), "CRUNCH_RUN_UNFINISHED_DIR=" + n.unfinished(),
-		"CRUNCH_RUN_LOCK_DIR=" + n.locks(), "CRUNCH_RUN_CGROUP_BASE=" + n.cgroup, "TMPDIR=" + n.tmp(),
+		"CRUNCH_RUN_LOCK_DIR=" + n.locks(), "CRUNCH_RUN_CGROUP_BASE=" + n.cgroup,
+		// The bridge is tested in a network namespace of its own.
+		"CRUNCH_RUN_NETWORK=none", "TMPDIR=" + n.tmp(),
 	}
 }
 

@@ -35,6 +35,9 @@ func (n *node) start(t testing.TB, r run) *process {
 	t.Helper()
 	p := &process{done: make(chan struct{})}
 	p.cmd = exec.Command(program, r.args...)
+	if n.netns != "" {
+		p.cmd = exec.Command("nsenter", append([]string{"--net=" + n.netns, program}, r.args...)...)
+	}
 	p.cmd.Env = append(append(cleanEnv(), n.settings()...), r.env...)
 	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr, p.cmd.Dir = r.stdin, &p.stdout, &p.stderr, r.dir
 	if r.stdout != nil {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -19,13 +20,6 @@ const MaxStopGrace = 20 * time.Second
 // maxFinalTimeout is how long the blocks of a result are safe in Keep without a
 // collection, by Arvados' default of BlobSigningTTL.
 const maxFinalTimeout = 14 * 24 * time.Hour
-
-// Networks a container can get when it gets one; "cni:NAME" is a fourth.
-const (
-	NetworkBridge = "bridge"
-	NetworkHost   = "host"
-	NetworkNone   = "none"
-)
 
 // Site holds the settings of this node (see the README's table, or crunch-run
 // check). Load returns it checked; the zero value is of no use.
@@ -52,6 +46,15 @@ type Site struct {
 	// Network is what a container gets when it gets a network: NetworkBridge,
 	// NetworkHost, NetworkNone or "cni:NAME".
 	Network string
+	// Bridge is the name of the bridge's interface.
+	Bridge string
+	// Subnet is the bridge's IPv4 subnet; the zero value means to choose one that
+	// the host has no routes to.
+	Subnet netip.Prefix
+	// CNIConfigDir has the configurations of CNI networks, CNIPluginDirs their
+	// plugins.
+	CNIConfigDir  string
+	CNIPluginDirs []string
 	// Seccomp tells whether containers run under the default seccomp profile.
 	Seccomp bool
 	// PidsLimit bounds the processes and threads of a container; 0 means none.
@@ -126,21 +129,11 @@ var settings = []setting{
 		},
 		func(s *Site) string { return s.CgroupBase },
 	},
-	{
-		"network", "network of containers that get one: host or none; bridge and cni:NAME are not available in this version", NetworkBridge,
-		func(s *Site, text string) error {
-			if name, ok := strings.CutPrefix(text, "cni:"); ok {
-				if name == "" || strings.ContainsAny(name, "/ \t\n") {
-					return errors.New("cni: needs the name of a CNI network")
-				}
-			} else if text != NetworkBridge && text != NetworkHost && text != NetworkNone {
-				return errors.New("must be bridge, host, none or cni:NAME")
-			}
-			s.Network = text
-			return nil
-		},
-		func(s *Site) string { return s.Network },
-	},
+	networkSetting,
+	bridgeSetting,
+	subnetSetting,
+	dirSetting("cni-config-dir", "directory with the configurations of CNI networks", "/etc/cni/net.d", func(s *Site) *string { return &s.CNIConfigDir }),
+	cniPluginsSetting,
 	{
 		"seccomp", "whether containers run under the default seccomp profile: on or off", "on",
 		func(s *Site, text string) error {

@@ -45,6 +45,9 @@ type Env struct {
 	Began time.Time
 	// Connect makes an API client and access to Keep with a token.
 	Connect func(cluster *localcluster.Cluster, token string) (*transfer.Session, error)
+	// HoldBridge makes the bridge and returns this machine's address on it. It is
+	// there until release is called.
+	HoldBridge func() (host string, release func(context.Context) error, err error)
 	// Supervise runs the supervisor for a locked container, as on a cluster.
 	Supervise func(ctx, stop context.Context, cluster *localcluster.Cluster, job Job, obs supervisor.Observer, messages io.Writer) error
 	// Stop is done at the first Ctrl-C, the context given to Main at the second.
@@ -54,7 +57,10 @@ type Env struct {
 // Job is the container that is handed to the supervisor.
 type Job struct {
 	UUID    string
-	Network string // "none" or "host"
+	Network string // "none", "bridge" or "host"
+	// APIHost is the API's address for the container; "" if it is the same as
+	// everybody's.
+	APIHost string
 }
 
 // WantsHelp tells whether all that is asked for is the usage text.
@@ -110,7 +116,16 @@ func run(ctx context.Context, o options, env Env) (status int, err error) {
 	if err != nil {
 		return exitFailure, err
 	}
-	cluster, dir, err := startCluster(early, o, env, &cleanup)
+	var alsoListen []string
+	if o.api && o.network == networkBridge {
+		host, release, err := env.HoldBridge()
+		if err != nil {
+			return exitFailure, fmt.Errorf("--network bridge: %w", err)
+		}
+		cleanup.Add("release the bridge", release)
+		alsoListen = append(alsoListen, host)
+	}
+	cluster, dir, err := startCluster(early, o, env, alsoListen, &cleanup)
 	if err != nil {
 		return exitFailure, err
 	}
@@ -147,6 +162,9 @@ func run(ctx context.Context, o options, env Env) (status int, err error) {
 	}
 
 	job := Job{UUID: request.ContainerUUID, Network: o.network}
+	for _, host := range alsoListen {
+		job.APIHost = cluster.HostAt(host)
+	}
 	runErr := env.Supervise(ctx, env.Stop, cluster, job, view, view.messages())
 	view.endProgress()
 	if ctx.Err() != nil {
@@ -168,14 +186,14 @@ func run(ctx context.Context, o options, env Env) (status int, err error) {
 
 // startCluster starts the embedded cluster in a directory of its own, which goes
 // with it unless the user wants to keep it.
-func startCluster(ctx context.Context, o options, env Env, cleanup *undo.Stack) (*localcluster.Cluster, string, error) {
+func startCluster(ctx context.Context, o options, env Env, alsoListen []string, cleanup *undo.Stack) (*localcluster.Cluster, string, error) {
 	dir, remove, err := clusterDir(o, env)
 	if err != nil {
 		return nil, "", fmt.Errorf("make a directory for the embedded cluster: %w", err)
 	}
 	cleanup.Add("remove the embedded cluster", func(context.Context) error { return remove() })
 	// What is thrown away after the run need not survive a power cut.
-	cluster, err := localcluster.Start(context.WithoutCancel(ctx), localcluster.Options{Dir: dir, NoSync: !o.keepCluster})
+	cluster, err := localcluster.Start(context.WithoutCancel(ctx), localcluster.Options{Dir: dir, AlsoListen: alsoListen, NoSync: !o.keepCluster})
 	if err != nil {
 		return nil, "", fmt.Errorf("start the embedded cluster: %w", err)
 	}

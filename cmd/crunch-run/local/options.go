@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -35,9 +36,10 @@ Options:
   --cwd DIR           working directory (default /out)
   --vcpus N           CPUs (default 1)
   --ram SIZE          memory limit, e.g. 512MiB or 4GB (default 1GiB)
-  --network KIND      none or host (default none)
-  --api               give the container a token for the embedded API (needs
-                      --network host)
+  --network KIND      none, bridge (the network, through this machine's address)
+                      or host (default none; with --api bridge)
+  --api               give the container a token for the embedded API, and a way
+                      to reach it
   --keep-cluster      keep the embedded cluster's files after the run
   --verbose           show the supervisor's own messages too
 
@@ -51,6 +53,13 @@ Examples:
   crunch-run local --image tools.tar --input reads=./fastq --output ./result \
       --vcpus 2 --ram 4GiB -- sh -c 'md5sum /in/reads/* > sums.txt'
 `
+
+// Networks of --network.
+const (
+	networkNone   = "none"
+	networkBridge = "bridge"
+	networkHost   = "host"
+)
 
 // minRAM is what a container is given at least, in bytes.
 const minRAM = oci.MinRAM
@@ -90,7 +99,7 @@ func parse(args []string) (options, error) {
 	fs.StringVar(&o.cwd, "cwd", outputPath, "")
 	fs.IntVar(&o.vcpus, "vcpus", 1, "")
 	fs.StringVar(&ram, "ram", "1GiB", "")
-	fs.StringVar(&o.network, "network", "none", "")
+	fs.StringVar(&o.network, "network", "", "")
 	gpus := fs.Int("gpus", 0, "")
 	fs.BoolVar(&o.api, "api", false, "")
 	fs.BoolVar(&o.keepCluster, "keep-cluster", false, "")
@@ -102,6 +111,12 @@ func parse(args []string) (options, error) {
 		return o, fmt.Errorf("%v", err)
 	}
 	o.command = fs.Args()
+	if o.network == "" {
+		o.network = networkNone
+		if o.api {
+			o.network = networkBridge
+		}
+	}
 	var err error
 	switch {
 	case o.image == "":
@@ -110,12 +125,10 @@ func parse(args []string) (options, error) {
 		return o, fmt.Errorf("the command is missing; write it after --")
 	case o.vcpus < 1:
 		return o, fmt.Errorf("--vcpus %d: at least 1 is needed", o.vcpus)
-	case o.network == "bridge":
-		return o, fmt.Errorf("--network bridge is not available yet; use none or host")
-	case o.network != "none" && o.network != "host":
-		return o, fmt.Errorf("--network %q: use none or host", o.network)
-	case o.api && o.network != "host":
-		return o, fmt.Errorf("--api needs --network host: without a network the API cannot be reached")
+	case !slices.Contains([]string{networkNone, networkBridge, networkHost}, o.network):
+		return o, fmt.Errorf("--network %q: use none, bridge or host", o.network)
+	case o.api && o.network == networkNone:
+		return o, fmt.Errorf("--api needs --network bridge or host: without a network the API cannot be reached")
 	case *gpus != 0:
 		return o, fmt.Errorf("--gpus is not available yet")
 	case !filepath.IsAbs(o.cwd):

@@ -35,7 +35,16 @@ func clusterEnv(c arvados.Config) map[string]string {
 func (j Job) apiEnv() map[string]string {
 	env := clusterEnv(j.Cluster)
 	delete(env, "SSL_CERT_FILE")
+	env["ARVADOS_API_HOST"] = j.containerAPIHost()
 	return env
+}
+
+// containerAPIHost is the API's address for the container.
+func (j Job) containerAPIHost() string {
+	if j.ContainerAPIHost != "" {
+		return j.ContainerAPIHost
+	}
+	return j.Cluster.Host
 }
 
 // caBundle finds the certificates that containers with API access are given.

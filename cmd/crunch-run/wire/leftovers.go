@@ -34,6 +34,8 @@ var removers = rundir.Removers{
 		rt := oci.Runtime{StateDir: filepath.Dir(dir)}
 		return rt.Cleanup(ctx, filepath.Base(dir))
 	},
+	ownsBridge: removeBridgeThing,
+	ownsCNI:    removeCNIThing,
 }
 
 // sweep cleans up after supervisors that died, beside the run: a start must not

@@ -38,6 +38,9 @@ type Job struct {
 	// foreground. Helpers that the run could not do without inherit it.
 	RunLock *os.File
 	Cluster arvados.Config // with the dispatcher's token
+	// ContainerAPIHost is the address at which the container finds the API, if it
+	// is another than Cluster.Host.
+	ContainerAPIHost string
 	// KeepRetries is the number of rounds over the Keep services after the
 	// first, usually KeepRetries.
 	KeepRetries int
@@ -132,7 +135,7 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 		RunDir:        dir,
 		Scratch:       scratch,
 		Limits:        supervisor.Limits{PIDs: j.pidsLimit(), IgnoreRAM: !j.Flags.EnableMemoryLimit, NoSeccomp: !j.Site.Seccomp, StopGrace: j.Site.StopGrace},
-		Network:       j.chooseNetwork,
+		Network:       connector{j, dir}.choose,
 		CgroupsPath:   cgroup,
 		Gateway:       entrance,
 		APIEnv:        j.apiEnv(),
