@@ -81,7 +81,7 @@ func newNetworkNode(t testing.TB) *node {
 // network shows the node's interfaces and rules.
 func (n *node) network(t testing.TB) string {
 	t.Helper()
-	return in(t, n.netns, "ip -o link | sed 's/^[0-9]*: //'; nft list ruleset")
+	return in(t, n.netns, "ip -o link | awk -F': ' '{print $2}'; nft list ruleset")
 }
 
 func (n *node) toolsFile(t testing.TB) string {
