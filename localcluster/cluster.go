@@ -156,6 +156,9 @@ func (c *Cluster) start(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	if err := c.writeConfig(); err != nil {
+		return err
+	}
 	reader, err := c.blockReader()
 	if err != nil {
 		return err

@@ -1,12 +1,15 @@
 package localcluster
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"crunch-oci/supervisor/config"
 )
 
 func TestStartTwiceInOneDirectory(t *testing.T) {
@@ -108,5 +111,42 @@ func BenchmarkStartExisting(b *testing.B) {
 		b.StopTimer()
 		c.Close()
 		b.StartTimer()
+	}
+}
+
+// The configuration file is one that programs of a cluster can read, with what is
+// right for this start, and nobody else can.
+func TestConfigFile(t *testing.T) {
+	dir := t.TempDir()
+	for range 2 {
+		c, err := Start(t.Context(), Options{Dir: dir, NoSync: true, ClusterID: "zzzzz"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		id, raw, err := config.ReadClusterFile(c.ConfigFile())
+		if err != nil || id != "zzzzz" {
+			t.Fatalf("%s %v", id, err)
+		}
+		var file struct {
+			SystemRootToken, ManagementToken string
+			Services                         struct{ Controller struct{ ExternalURL string } }
+		}
+		if err := json.Unmarshal(raw, &file); err != nil {
+			t.Fatal(err)
+		}
+		cl := clientOf(t, c, file.SystemRootToken)
+		cl.base = strings.TrimSuffix(file.Services.Controller.ExternalURL, "/")
+		if user := cl.must("GET", "users/current", nil); user["is_admin"] != true {
+			t.Errorf("user %v", user)
+		}
+		if a := cl.as(file.ManagementToken).send("GET", cl.base+"/_health/ping", nil, nil); a.status != 200 {
+			t.Errorf("health: %d %s", a.status, a.body)
+		}
+		if fi, err := os.Stat(c.ConfigFile()); err != nil || fi.Mode().Perm() != 0o600 {
+			t.Errorf("%v %v", fi.Mode(), err)
+		}
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

@@ -31,7 +31,9 @@ that clients need:
 
 ARVADOS_API_TOKEN is an ordinary user's, who stores collections and submits
 container requests. ARVADOS_DISPATCHER_TOKEN is for a dispatcher: with it in the
-place of the other, containers are locked and supervisors run.
+place of the other, containers are locked and supervisors run. DIR/config.yml is
+for programs that want a cluster configuration file, such as crunch-dispatch-local;
+it holds the system root token.
 
 Options:
   --dir DIR           where everything is kept; made if missing (required)
