@@ -151,3 +151,92 @@ func TestSlowClients(t *testing.T) {
 		t.Error("the cluster does not stop")
 	}
 }
+
+// Clients that ask for large answers and do not read them take a bounded part of
+// the memory, and those that come in too many are told to come again.
+func TestSlowReaders(t *testing.T) {
+	info, _ := startChild(t, t.TempDir())
+	user := newClient(t, info.Host, info.CA, info.User)
+	user.keep = info.Keep
+	size, readers := 32<<20, 16
+	if raceDetector {
+		size = 2 << 20
+	}
+	admin := user.as(info.Admin)
+	file := " 0:0:" + strings.Repeat("n", 4000)
+	coll := str(admin.must("POST", "collections?select=[\"uuid\"]", obj{"collection": obj{
+		"manifest_text": ". d41d8cd98f00b204e9800998ecf8427e+0" + strings.Repeat(file, size/len(file)) + "\n"}}), "uuid")
+	pool := user.http.Transport.(*http.Transport).TLSClientConfig.RootCAs
+	var conns []net.Conn
+	defer func() {
+		for _, c := range conns {
+			c.Close()
+		}
+	}()
+	refused := 0
+	for range readers {
+		conn, err := tls.Dial("tcp", info.Host, &tls.Config{RootCAs: pool})
+		if err != nil {
+			t.Fatal(err)
+		}
+		conns = append(conns, conn)
+		if _, err := fmt.Fprintf(conn, "GET /arvados/v1/collections/%s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n\r\n", coll, info.Admin); err != nil {
+			t.Fatal(err)
+		}
+		// The beginning of the answer, and no more.
+		head := make([]byte, 12)
+		if _, err := io.ReadFull(conn, head); err != nil {
+			t.Fatal(err)
+		}
+		switch string(head) {
+		case "HTTP/1.1 200":
+		case "HTTP/1.1 503":
+			refused++
+		default:
+			t.Fatalf("%s", head)
+		}
+	}
+	for range 10 {
+		user.must("GET", "users/current", nil)
+		user.must("POST", "collections", obj{"collection": obj{}})
+	}
+	if (refused == 0 || refused == readers) && !raceDetector {
+		t.Errorf("%d of %d were refused", refused, readers)
+	}
+	const bound = 1600
+	if peak := peakMemory(t, info.PID); peak > bound && !raceDetector {
+		t.Errorf("peak memory %d MiB, want at most %d", peak, bound)
+	} else {
+		t.Logf("peak memory %d MiB, %d refused", peak, refused)
+	}
+}
+
+// Two hundred clients at once are all served. More may be told to come again,
+// which they are told to do when.
+func TestManyClients(t *testing.T) {
+	p := setUp(t)
+	clients := 200
+	if raceDetector {
+		clients = 60
+	}
+	body := encode(obj{"collection": obj{"manifest_text": ". d41d8cd98f00b204e9800998ecf8427e+0 0:0:f\n"}})
+	var wg sync.WaitGroup
+	for range clients {
+		wg.Go(func() {
+			for _, e := range []struct {
+				method, path string
+				header       http.Header
+				body         []byte
+			}{{"POST", "collections", jsonHeader, body}, {"GET", "collections?limit=5", nil, nil}, {"GET", "users/current", nil, nil}} {
+				a, err := p.user.try(e.method, p.user.base+"/arvados/v1/"+e.path, e.header, e.body)
+				if err != nil || a.status != 200 {
+					t.Errorf("%s %s: %d %s %v", e.method, e.path, a.status, a.body, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if n := fmt.Sprint(p.user.get("collections", map[string]string{"limit": "0"}).obj["items_available"]); n != fmt.Sprint(clients+1) {
+		t.Errorf("%s collections", n)
+	}
+}

@@ -69,15 +69,20 @@ const (
 // the largest there can be, and some that are smaller.
 const bodyBudget = maxRequestSize + 64<<20
 
+// answerBudget is the memory that large answers may take together while clients
+// read them.
+const answerBudget = 256 << 20
+
 // Server answers API requests. It is an http.Handler.
 type Server struct {
 	cfg       Config
 	log       *slog.Logger
 	resources map[string]*resource
 	discovery discoveryCache
-	taken     *semaphore.Weighted // requests being read, worked on and answered
+	taken     *semaphore.Weighted // requests that have been read and wait, or are worked on
 	running   *semaphore.Weighted // those being worked on
 	bodies    *semaphore.Weighted // bytes of large bodies held
+	answers   *semaphore.Weighted // bytes of large answers held
 	started   time.Time
 }
 
@@ -86,7 +91,7 @@ func New(cfg Config) *Server {
 	s := &Server{
 		cfg: cfg, log: cfg.Log, started: now(),
 		running: semaphore.NewWeighted(maxConcurrent), taken: semaphore.NewWeighted(maxConcurrent + maxQueued),
-		bodies: semaphore.NewWeighted(bodyBudget),
+		bodies: semaphore.NewWeighted(bodyBudget), answers: semaphore.NewWeighted(answerBudget),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -161,11 +166,6 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.serveGateway(w, c, uuid, what)
 		return
 	}
-	if !s.taken.TryAcquire(1) {
-		s.answer(w, c, nil, plainError(http.StatusServiceUnavailable, "too many requests"))
-		return
-	}
-	defer s.taken.Release(1)
 	// A defect must not look like a broken connection, which clients retry
 	// without a trace of why.
 	defer func() {
@@ -177,11 +177,51 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}()
 	if isLog {
+		release, err := s.take()
+		if err != nil {
+			s.answer(w, c, nil, err)
+			return
+		}
+		defer release()
 		s.serveLog(w, c, uuid, rest)
 		return
 	}
 	v, err := s.serve(w, c)
+	if text, ok := v.(*encoded); ok {
+		defer s.answers.Release(text.held)
+	}
 	s.answer(w, c, v, err)
+}
+
+// take gives a request a place, unless too many have one.
+func (s *Server) take() (release func(), err error) {
+	if !s.taken.TryAcquire(1) {
+		return nil, plainError(http.StatusServiceUnavailable, "too many requests")
+	}
+	return func() { s.taken.Release(1) }, nil
+}
+
+// encoded is an answer as text.
+type encoded struct {
+	body []byte
+	held int64 // of answerBudget
+}
+
+// encodeAnswer makes the text of an answer. Like bodies, answers that are not
+// small count against a budget: clients may read them slowly.
+func (s *Server) encodeAnswer(v any) (*encoded, error) {
+	body, err := encode(v)
+	if err != nil {
+		return nil, fmt.Errorf("encode answer: %w", err) // a value of ours that is no JSON: a defect
+	}
+	text := &encoded{body: body}
+	if len(body) > freeBody {
+		if !s.answers.TryAcquire(int64(cap(body))) {
+			return nil, plainError(http.StatusServiceUnavailable, "too many large answers are being read")
+		}
+		text.held = int64(cap(body))
+	}
+	return text, nil
 }
 
 // serve finds the endpoint, reads the parameters, recognises the caller and
@@ -230,6 +270,11 @@ func (s *Server) serve(w http.ResponseWriter, c *call) (any, error) {
 		token = c.params.token(c.res.front)
 	}
 	// Only now: a client that sends slowly keeps nobody else from being served.
+	leave, err := s.take()
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	if err := s.running.Acquire(c.r.Context(), 1); err != nil {
 		return nil, err
 	}
@@ -253,7 +298,14 @@ func (s *Server) serve(w http.ResponseWriter, c *call) (any, error) {
 	} else {
 		err = s.cfg.Store.View(c.r.Context(), run)
 	}
-	return out, err
+	if err != nil {
+		return nil, err
+	}
+	text, err := s.encodeAnswer(out)
+	if err != nil {
+		return nil, err
+	}
+	return text, nil
 }
 
 // route finds the endpoint for the rest of the path.
@@ -323,8 +375,10 @@ func (s *Server) answer(w http.ResponseWriter, c *call, v any, err error) {
 			w.Header().Set("Retry-After", "1")
 		}
 	}
-	body, err := encode(v)
-	if err != nil { // a value of ours that is no JSON: a defect
+	var body []byte
+	if text, ok := v.(*encoded); ok {
+		body = text.body
+	} else if body, err = encode(v); err != nil { // a value of ours that is no JSON: a defect
 		s.log.Error("cannot encode answer", "path", c.r.URL.Path, "request_id", c.id, "error", err)
 		status, body = http.StatusInternalServerError, []byte(`{"errors":["cannot encode answer"]}`)
 	}
