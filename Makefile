@@ -76,7 +76,7 @@ test-quick: build ## the tests without the race detector
 	go test -tags $(TAGS) ./...
 
 .PHONY: soak
-soak: build-deps ## the long forms of the random and mass tests, all cells of the tables (about ten minutes)
+soak: build-deps ## the long forms of the random and mass tests, all cells of the tables (about three minutes)
 	LOCALCLUSTER_TEST_STEPS=long CRUNCH_RUN_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m ./localcluster/...
 	CRUNCH_RUN_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m -run 'TestDispatch|TestCrowd' ./cmd/crunch-run/
 
