@@ -37,6 +37,10 @@ var vary = strings.Join([]string{headerAuth, headerUUID, headerPort, headerPrefi
 // (gateway.md section 4, "Required deviation").
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Vary", vary)
+	if r.ContentLength != 0 {
+		// A body that nobody wants is not waited for before the reply.
+		w.Header().Set("Connection", "close")
+	}
 	if !s.enter() {
 		http.Error(w, "the container's supervisor is ending", http.StatusServiceUnavailable)
 		return
@@ -71,7 +75,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // authenticate tells whether the request is from the controller and meant for
-// this container, and answers it if not. Strangers get little time for anything.
+// this container, and answers it if not. Strangers get little time for anything,
+// and so does the controller for a body: who wants it longer must say so.
 func (s *Server) authenticate(w http.ResponseWriter, r *http.Request) (*http.Request, bool) {
 	rc := http.NewResponseController(w)
 	deadline := time.Now().Add(s.limits.header)
@@ -100,8 +105,10 @@ func (s *Server) authenticate(w http.ResponseWriter, r *http.Request) (*http.Req
 		http.Error(w, "bad X-Arvados-Authorization header", http.StatusUnauthorized)
 		return r, false
 	}
-	rc.SetReadDeadline(time.Time{})
 	rc.SetWriteDeadline(time.Time{})
+	if r.ContentLength == 0 {
+		rc.SetReadDeadline(time.Time{})
+	}
 	return r, true
 }
 
@@ -176,6 +183,7 @@ func (s *Server) servePort(w http.ResponseWriter, r *http.Request, port string) 
 		return
 	}
 	defer s.forwards.free()
+	http.NewResponseController(w).SetReadDeadline(time.Time{})
 	s.forward.serve(w, r, number)
 }
 
@@ -195,5 +203,17 @@ func (s *Server) serveLogs(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer s.logReaders.free()
+	if r.Method == "PROPFIND" && r.ContentLength != 0 {
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, s.limits.formBytes))
+		if err != nil {
+			http.Error(w, "the request could not be read", http.StatusBadRequest)
+			return
+		}
+		http.NewResponseController(w).SetReadDeadline(time.Time{})
+		w.Header().Del("Connection")
+		again := *r
+		again.Body = io.NopCloser(bytes.NewReader(body))
+		r = &again
+	}
 	webdav.Serve(w, r, s.config.Logs, r.Header.Get(headerPrefix))
 }

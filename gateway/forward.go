@@ -82,6 +82,7 @@ func (f *forwarder) serve(w http.ResponseWriter, r *http.Request, port int) {
 	// Without this the request's body is read to the end before the reply
 	// begins.
 	x.rc.EnableFullDuplex()
+	w.Header().Del("Connection")
 	out := x.outgoing(port)
 	if x.body != nil {
 		defer x.endBody()

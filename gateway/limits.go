@@ -27,6 +27,8 @@ type limits struct {
 	strangers int
 	// shells, forwards and logReaders bound the authenticated ones.
 	shells, forwards, logReaders int
+	// tunnelRetry is the wait after a first failure of the tunnel.
+	tunnelRetry time.Duration
 }
 
 var defaultLimits = limits{
@@ -39,6 +41,7 @@ var defaultLimits = limits{
 	shells:      256,
 	forwards:    256,
 	logReaders:  128,
+	tunnelRetry: 5 * time.Second,
 }
 
 // slots are a counting semaphore nobody waits for.

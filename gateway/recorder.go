@@ -24,6 +24,7 @@ type recorder struct {
 	update func(ctx context.Context, addr string) error
 	logf   func(string, ...any)
 	wake   chan struct{}
+	retry  time.Duration // the first wait after a failure
 
 	mu      sync.Mutex
 	current string
@@ -33,7 +34,7 @@ type recorder struct {
 }
 
 func newRecorder(initial string, update func(context.Context, string) error, logf func(string, ...any)) *recorder {
-	return &recorder{update: update, logf: logf, wake: make(chan struct{}, 1), current: initial, inAPI: initial, tried: initial}
+	return &recorder{update: update, logf: logf, wake: make(chan struct{}, 1), retry: recordRetry, current: initial, inAPI: initial, tried: initial}
 }
 
 func (r *recorder) address() string {
@@ -91,7 +92,7 @@ func (r *recorder) run(ctx context.Context) {
 	if r.update == nil {
 		return
 	}
-	wait := recordRetry
+	wait := r.retry
 	var again <-chan time.Time
 	failed := false
 	for {
@@ -117,7 +118,7 @@ func (r *recorder) run(ctx context.Context) {
 			r.mu.Lock()
 			r.inAPI = addr
 			r.mu.Unlock()
-			wait, failed = recordRetry, false
+			wait, failed = r.retry, false
 			r.look() // it may have changed meanwhile
 		case running:
 			if !failed {

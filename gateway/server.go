@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"crunch-oci/gateway/tunnel"
 )
@@ -108,6 +109,7 @@ func start(ctx context.Context, c Config, l limits) (*Server, error) {
 				}
 			},
 			Serve: s.fromTunnel.hand,
+			Retry: l.tunnelRetry,
 		}
 		s.servers.Go(func() { tunnel.Run(run, t) })
 	}
@@ -184,10 +186,15 @@ func rememberGuest(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, guestKey{}, g)
 }
 
+// maxStreamErrors is how many connections through the tunnel may fail before
+// that is no news any more.
+const maxStreamErrors = 20
+
 // serverLog passes on what net/http has to say, but for what strangers do:
 // port scanners and health checks are no news.
 type serverLog struct {
-	logf func(string, ...any)
+	logf    func(string, ...any)
+	streams atomic.Int32
 }
 
 func (l *serverLog) Write(p []byte) (int, error) {
@@ -197,7 +204,12 @@ func (l *serverLog) Write(p []byte) (int, error) {
 	case !handshake:
 		l.logf("gateway: %s", line)
 	case strings.HasPrefix(rest, "tunnel connection "):
-		l.logf("%s", strings.Replace(rest, ": ", ": TLS handshake: ", 1))
+		switch n := l.streams.Add(1); {
+		case n < maxStreamErrors:
+			l.logf("%s", strings.Replace(rest, ": ", ": TLS handshake: ", 1))
+		case n == maxStreamErrors:
+			l.logf("%s (failures of more connections will not be logged)", strings.Replace(rest, ": ", ": TLS handshake: ", 1))
+		}
 	}
 	return len(p), nil
 }

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
-	"time"
 )
 
 // serveSSH turns the connection into one that speaks SSH (gateway.md section
@@ -61,13 +60,10 @@ func forwarded(r *http.Request) bool {
 func (s *Server) shellOptions(w http.ResponseWriter, r *http.Request) (SSHOptions, error) {
 	form := r.URL.Query()
 	if isForm(r) {
-		rc := http.NewResponseController(w)
-		rc.SetReadDeadline(time.Now().Add(s.limits.header))
 		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, s.limits.formBytes))
 		if err != nil {
 			return SSHOptions{}, fmt.Errorf("the form could not be read: %w", err)
 		}
-		rc.SetReadDeadline(time.Time{})
 		values, err := url.ParseQuery(string(body))
 		if err != nil {
 			return SSHOptions{}, fmt.Errorf("the form could not be understood: %w", err)

@@ -34,8 +34,10 @@ type Config struct {
 	// Logf gets the first failure, changes of reason, and recovery.
 	Logf func(format string, args ...any)
 
-	// timing is for tests.
-	timing timing
+	// Retry is the wait after a first failure; 0 means 5 s.
+	Retry time.Duration
+
+	timing timing // for tests
 }
 
 // timing of the tunnel.
@@ -58,6 +60,9 @@ var defaultTiming = timing{
 func Run(ctx context.Context, c Config) {
 	if c.timing == (timing{}) {
 		c.timing = defaultTiming
+	}
+	if c.Retry != 0 {
+		c.timing.first = c.Retry
 	}
 	var hide redact.Redactor
 	hide.Hide(c.Secret, c.Token)
