@@ -10,6 +10,9 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 # libseccomp is linked statically: compute nodes do not have it.
 PC := $(CURDIR)/$(B)/pkgconfig
 export CGO_ENABLED := 1
+# go-nvml wraps what NVIDIA calls deprecated, with a warning each.
+CFLAGS := -O2 -g -Wno-deprecated-declarations
+export CGO_CFLAGS := $(CFLAGS)
 export PKG_CONFIG_PATH := $(PC)
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
@@ -46,7 +49,7 @@ SYSROOT_FLAGS := --sysroot=$(SYSROOT) -B$(SYSROOT_LIB) -L$(SYSROOT_LIB) -L$(SYSR
 
 .PHONY: release
 release: build-deps $(B)/sysroot/.complete ## build build/crunch-run for any x86-64 node (glibc 2.24 or newer), and check it
-	CGO_CFLAGS="-O2 -g $(SYSROOT_FLAGS)" CGO_LDFLAGS="$(SYSROOT_FLAGS)" \
+	CGO_CFLAGS="$(CFLAGS) $(SYSROOT_FLAGS)" CGO_LDFLAGS="$(SYSROOT_FLAGS)" \
 	go build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS) -linkmode external -extldflags "$(SYSROOT_FLAGS)"' -o build/crunch-run ./cmd/crunch-run
 	scripts/check-binary.sh build/crunch-run
 	cp LICENSE LICENSES/LGPL-2.1.txt build/

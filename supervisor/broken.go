@@ -46,6 +46,9 @@ func isNodesFault(err error) bool {
 	if errors.As(err, &start) {
 		return false
 	}
+	if isGPUsFault(err) {
+		return true
+	}
 	if errors.Is(err, unix.ENOSPC) {
 		return true // also of a layer that exceeds what is really free
 	}
@@ -61,7 +64,7 @@ func isNodesFault(err error) bool {
 // tells whoever marks it. Only steps that depend on the node are looked at.
 func (r *run) markIfBroken(ctx context.Context, s step, err error) bool {
 	switch s.name {
-	case "load container image", "start container", "wait for container":
+	case "reserve GPUs", "load container image", "start container", "wait for container":
 	default:
 		return false
 	}

@@ -44,9 +44,6 @@ func TestWhoseFault(t *testing.T) {
 			w.mount("stdout", map[string]any{"kind": "file", "path": "/out/dir/file"})
 			w.mount("/out/dir", map[string]any{"kind": "text", "content": "no directory"})
 		}, arvados.StateCancelled, false, "While"},
-		{"GPUs are wanted", func(w *world) {
-			w.api.record["runtime_constraints"].(map[string]any)["gpu"] = map[string]any{"stack": "cuda", "device_count": 1}
-		}, arvados.StateCancelled, false, "the container needs GPUs"},
 		{"two image files", func(w *world) {
 			w.api.record["container_image"] = w.collection("IMAGES", ". d41d8cd98f00b204e9800998ecf8427e+0 0:0:a.tar 0:0:b.tar 0:0:c.txt\n")
 		}, arvados.StateCancelled, false, "failed to load container image: cannot choose from multiple tar files in image collection: [a.tar b.tar]"},

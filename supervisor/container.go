@@ -53,6 +53,9 @@ func (r *run) createContainer(ctx context.Context) error {
 	if err != nil {
 		return createError(err)
 	}
+	if err := r.giveGPUs(spec); err != nil {
+		return createError(err)
+	}
 	// Not in the runtime directory, which is on a tmpfs that all supervisors and
 	// the system share: /etc/hosts and its like, which the container may write
 	// to, are in the bundle.

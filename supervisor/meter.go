@@ -79,8 +79,11 @@ func (r *run) stopHostStats(ctx context.Context) {
 }
 
 func (r *run) startContainerStats(ctx context.Context) error {
+	sources := r.Meter.Container(r.container.process)
+	sources.GPUs = r.gpuStats()
+	r.watchGPUs()
 	rep, err := r.startReporter(ctx, "crunchstat.txt", stats.Config{
-		Sources: r.Meter.Container(r.container.process),
+		Sources: sources,
 		RAM:     r.record.RuntimeConstraints.RAM,
 		Printf:  r.Log.Printf,
 	})

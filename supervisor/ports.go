@@ -37,6 +37,7 @@ type Supervisor struct {
 	Images  Images
 	Runtime Runtime
 	Meter   Meter
+	GPUs    GPUs
 
 	// RunDir is the locked runtime directory, Scratch a private directory on a
 	// disk with room; the caller removes both after the run.

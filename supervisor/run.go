@@ -26,6 +26,7 @@ type step struct {
 // work, and the container is queued again.
 var beforeRunning = []step{
 	{"check request", (*run).checkRequest, arvados.StateCancelled},
+	{"reserve GPUs", (*run).reserveGPUs, arvados.StateQueued},
 	{"start host statistics", (*run).startHostStats, arvados.StateQueued},
 	{"set up mounts", (*run).setUpMounts, arvados.StateCancelled},
 	{"load container image", (*run).loadImage, arvados.StateCancelled},
@@ -61,6 +62,7 @@ type run struct {
 	image     image
 	container container
 	hostStats *reporter
+	gpus      GPUGrant // nil: the container has none
 
 	// firstLog is the portable data hash of the log when Running was sent.
 	firstLog string
@@ -234,12 +236,8 @@ func (r *run) header() {
 // checkRequest refuses what this version cannot do for a container, rather than
 // run it without.
 func (r *run) checkRequest(context.Context) error {
-	c := r.record.RuntimeConstraints
-	if c.GPU.DeviceCount > 0 || c.CUDA != nil && c.CUDA.DeviceCount > 0 {
-		return errors.New("the container needs GPUs, which this version of crunch-run cannot give it")
-	}
 	// These two, found out only when needed, would cost the whole run.
-	if _, err := r.Network(c.API); err != nil {
+	if _, err := r.Network(r.record.RuntimeConstraints.API); err != nil {
 		return &verdict{arvados.StateQueued, err} // another node may have one
 	}
 	if _, err := glob.Compile(r.record.OutputGlob); err != nil {

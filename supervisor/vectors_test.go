@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"crunch-oci/arvados"
+	"crunch-oci/gpu/device"
 	"crunch-oci/oci"
 )
 
@@ -99,12 +101,6 @@ func TestCost(t *testing.T) {
 	}
 }
 
-// notGiven are the vectors of containers that this version refuses.
-var notGiven = map[string]string{
-	"CUDA, two devices":                       "GPUs",
-	"CUDA, devices assigned by the scheduler": "GPUs",
-}
-
 func TestContainerSpec(t *testing.T) {
 	var vectors []struct {
 		Name              string
@@ -116,6 +112,8 @@ func TestContainerSpec(t *testing.T) {
 			Env            map[string]string
 			NetworkEnabled bool   `json:"network_enabled"`
 			WorkingDir     string `json:"working_dir"`
+			GPUs           int    `json:"gpu_device_count"`
+			GPUStack       string `json:"gpu_stack"`
 		}
 		Docker struct{ Memory, MemorySwap, NanoCPUs int64 } `json:"docker_host_config"`
 		Stdin  string                                       `json:"stdin_bytes"`
@@ -155,13 +153,16 @@ func TestContainerSpec(t *testing.T) {
 				return 0
 			}
 			w.run()
-			if why := notGiven[v.Name]; why != "" {
-				w.ends(arvados.StateCancelled, nil, why)
-				return
-			}
 			w.ends(arvados.StateComplete, 0, "")
 			if got := <-stdin; got != v.Stdin {
 				t.Errorf("stdin %q, want %q", got, v.Stdin)
+			}
+			var asked []device.Request
+			if v.Spec.GPUs > 0 {
+				asked = []device.Request{{Stack: device.Stack(v.Spec.GPUStack), Count: v.Spec.GPUs}}
+			}
+			if got := w.sup.GPUs.(*fakeGPUs).asked; !reflect.DeepEqual(got, asked) {
+				t.Errorf("asked for GPUs: %+v, want %+v", got, asked)
 			}
 			spec := w.runtime.made[0].guest.spec
 			for name, value := range v.Spec.Env {
@@ -172,7 +173,7 @@ func TestContainerSpec(t *testing.T) {
 			}
 			for _, kv := range spec.Process.Env {
 				name, _, _ := strings.Cut(kv, "=")
-				if _, ok := v.Spec.Env[name]; !ok && !slices.Contains([]string{"PATH", "IMAGE", "HOSTNAME", "HOME"}, name) {
+				if _, ok := v.Spec.Env[name]; !ok && !slices.Contains([]string{"PATH", "IMAGE", "HOSTNAME", "HOME", "ROOT"}, name) {
 					t.Errorf("%s is in the environment", kv)
 				}
 			}

@@ -124,7 +124,7 @@ func newWorld(t *testing.T) *world {
 	w.sup = &Supervisor{
 		UUID: testUUID, Version: "1.0 (go1.26)", Identity: "uid=0(root) gid=0(root) groups=0(root)",
 		Log: w.newLog(nil), Records: client, Login: func(token string, classes []string) (Account, error) { return account(token, classes), nil },
-		Mounter: w.mounter, Images: fakeImages{store, w}, Runtime: w.runtime, Meter: fakeMeter{w.runtime},
+		Mounter: w.mounter, Images: fakeImages{store, w}, Runtime: w.runtime, Meter: fakeMeter{w.runtime}, GPUs: &fakeGPUs{w: w},
 		RunDir: runDir, Scratch: w.mkdir("scratch"),
 		Network: func(api bool) (Network, error) {
 			if api {

@@ -44,6 +44,7 @@ func runLocal(args []string, stdout, stderr io.Writer) int {
 			}
 			return held.Host, held.Close, nil
 		},
+		GPUStack: func() string { return string(wire.GPUNode(site).Stack()) },
 		Connect: func(c *localcluster.Cluster, token string) (*transfer.Session, error) {
 			return connect(ctx, clusterConfig(c, token), localKeepRetries)
 		},

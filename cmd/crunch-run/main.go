@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+
+	"crunch-oci/cmd/crunch-run/wire"
 )
 
 // version is set by the build.
@@ -32,6 +34,10 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return runImage(args[1:], stdout, stderr)
 	case "submit", "request", "collection", "unfinished":
 		return runClient(args[1:], stdout, stderr)
+	case "gpus":
+		return runGPUs(args[2:], stdout, stderr)
+	case wire.NVMLRole:
+		return runNVML(args[2:], stdin, stdout, stderr)
 	case "keep-mount":
 		return runKeepMount(args[2:], stdout, stderr)
 	}

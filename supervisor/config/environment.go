@@ -20,6 +20,8 @@ type Environment struct {
 	// CUDADevices and AMDDevices are the GPUs assigned to this run, comma
 	// separated; nil if nobody assigned any.
 	CUDADevices, AMDDevices *string
+	// NVIDIADevices and ROCRDevices are what other schedulers set instead.
+	NVIDIADevices, ROCRDevices *string
 }
 
 // String keeps the secret out of logs.
@@ -39,6 +41,8 @@ func TakeEnvironment() Environment {
 		TempDir:           tempDir(),
 		CUDADevices:       optional("CUDA_VISIBLE_DEVICES"),
 		AMDDevices:        optional("AMD_VISIBLE_DEVICES"),
+		NVIDIADevices:     optional("NVIDIA_VISIBLE_DEVICES"),
+		ROCRDevices:       optional("ROCR_VISIBLE_DEVICES"),
 	}
 	os.Unsetenv("GatewayAuthSecret")
 	return e

@@ -67,6 +67,8 @@ type Site struct {
 	FinalTimeout time.Duration
 	// GPU is "auto", "cdi", "devices" or "off".
 	GPU string
+	// GPUDriverRoot is the directory below which the GPU driver is installed.
+	GPUDriverRoot string
 	// KeepMount is the command that serves the FUSE mount; empty means this
 	// program's own.
 	KeepMount []string
@@ -192,7 +194,7 @@ var settings = []setting{
 		func(s *Site) string { return s.FinalTimeout.String() },
 	},
 	{
-		"gpu", "how containers get GPUs: auto, cdi (a CDI specification of the node), devices (without one) or off (no effect in this version)", "auto",
+		"gpu", "how containers get GPUs: auto or devices (found by crunch-run itself), cdi (by the node's CDI specifications) or off", "auto",
 		func(s *Site, text string) error {
 			if !slices.Contains([]string{"auto", "cdi", "devices", "off"}, text) {
 				return errors.New("must be auto, cdi, devices or off")
@@ -202,6 +204,7 @@ var settings = []setting{
 		},
 		func(s *Site) string { return s.GPU },
 	},
+	dirSettingOrRoot("gpu-driver-root", "directory the GPU driver is installed in, / if it is installed on the node itself", "/", func(s *Site) *string { return &s.GPUDriverRoot }),
 	{
 		"keep-mount", "command that serves the FUSE mount, as words or a JSON array; empty: this program", "",
 		func(s *Site, text string) error {
@@ -220,6 +223,19 @@ var settings = []setting{
 			return string(text)
 		},
 	},
+}
+
+// dirSettingOrRoot is a dirSetting that may also be /.
+func dirSettingOrRoot(name, usage, def string, field func(*Site) *string) setting {
+	s := dirSetting(name, usage, def, field)
+	s.parse = func(s *Site, text string) error {
+		if !filepath.IsAbs(text) {
+			return errors.New("must be an absolute path")
+		}
+		*field(s) = filepath.Clean(text)
+		return nil
+	}
+	return s
 }
 
 func dirSetting(name, usage, def string, field func(*Site) *string) setting {

@@ -16,7 +16,8 @@ type maxima struct {
 	cache, swap, pgmajfault, rss int64
 	disk                         Filesystem // when most was used
 	process                      map[string]int64
-	crossed                      int // thresholds reported
+	gpus                         table[GPU] // when most memory was used
+	crossed                      int        // thresholds reported
 }
 
 // memory takes in a sample and returns the lines due for it. ram is the
@@ -48,6 +49,13 @@ func (x *maxima) processes(list []Process) {
 func (x *maxima) filesystem(f Filesystem) {
 	if f.Used > x.disk.Used || x.disk.Total == 0 {
 		x.disk = f
+	}
+}
+
+func (x *maxima) gpu(v GPU) {
+	row := x.gpus.row(v.Name)
+	if v.Used > row.v.Used || row.v.Total == 0 {
+		row.v = v
 	}
 }
 
@@ -83,6 +91,11 @@ func (x *maxima) lines(c *counters, ram int64) (lines []string) {
 	for _, name := range c.nets.names {
 		n := c.nets.rows[name].v
 		add("Total network I/O on %s was %d bytes written and %d bytes read", name, n.Sent, n.Received)
+	}
+	for _, name := range x.gpus.names {
+		if g := x.gpus.rows[name].v; g.Total > 0 && g.Used >= 0 {
+			add("Maximum GPU %s memory usage was %d%%, %d/%d bytes", name, percent(g.Used, g.Total), g.Used, g.Total)
+		}
 	}
 	return lines
 }

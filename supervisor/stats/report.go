@@ -144,3 +144,25 @@ func (c *counters) filesystem(v Filesystem, at time.Time) string {
 	}
 	return line + "\n"
 }
+
+// gpuLine is "gpu:0 40 util 1073741824 mem 42949672960 total 250.000 watts", of
+// what is known. All of these are states: there is no interval.
+func gpuLine(v GPU) string {
+	var b strings.Builder
+	if v.Utilisation >= 0 {
+		fmt.Fprintf(&b, " %d util", v.Utilisation)
+	}
+	if v.Used >= 0 {
+		fmt.Fprintf(&b, " %d mem", v.Used)
+	}
+	if v.Total >= 0 {
+		fmt.Fprintf(&b, " %d total", v.Total)
+	}
+	if v.Milliwatts >= 0 {
+		fmt.Fprintf(&b, " %.3f watts", float64(v.Milliwatts)/1000)
+	}
+	if b.Len() == 0 {
+		return "" // a category without values would not be understood
+	}
+	return "gpu:" + v.Name + b.String() + "\n"
+}

@@ -174,6 +174,14 @@ func (r *Reporter) report(head string) {
 			})
 		}
 	}
+	if s.GPUs != nil {
+		for _, v := range s.GPUs() {
+			write(func(time.Time) string {
+				r.maxima.gpu(v)
+				return gpuLine(v)
+			})
+		}
+	}
 	if b.Len() == 0 {
 		return
 	}

@@ -52,6 +52,14 @@ type Process struct {
 	RSS  int64
 }
 
+// GPU is what a graphics processor is doing. What is not known is negative.
+type GPU struct {
+	Name        string // "0"; "1:0" for a part of one
+	Utilisation int    // percent
+	Used, Total int64  // memory, bytes
+	Milliwatts  int64
+}
+
 // Sources are where the numbers come from. A nil source is a missing one, whose
 // lines are left out. They are called from one goroutine.
 type Sources struct {
@@ -63,6 +71,7 @@ type Sources struct {
 	Disks      func() []DiskIO
 	Networks   func() []NetIO
 	Filesystem func() (f Filesystem, ok bool)
+	GPUs       func() []GPU
 	// Processes lists those that are there. Its error is reported once.
 	Processes func() ([]Process, error)
 }

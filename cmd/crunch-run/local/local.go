@@ -16,6 +16,7 @@ import (
 
 	"crunch-oci/arvados"
 	"crunch-oci/cmd/crunch-run/transfer"
+	"crunch-oci/gpu/device"
 	"crunch-oci/internal/undo"
 	"crunch-oci/localcluster"
 	"crunch-oci/oci"
@@ -43,6 +44,8 @@ type Env struct {
 	NewScratch func() (dir string, remove func() error, err error)
 	// Began is when the program was started.
 	Began time.Time
+	// GPUStack is the kind of GPUs this machine has.
+	GPUStack func() string
 	// Connect makes an API client and access to Keep with a token.
 	Connect func(cluster *localcluster.Cluster, token string) (*transfer.Session, error)
 	// HoldBridge makes the bridge and returns this machine's address on it. It is
@@ -79,6 +82,9 @@ func Main(ctx context.Context, args []string, env Env) int {
 	case err != nil:
 		fmt.Fprintf(env.Stderr, "crunch-run local: %v (try -h)\n", err)
 		return exitFailure
+	}
+	if o.gpus > 0 && o.gpuStack == "" {
+		o.gpuStack = env.GPUStack()
 	}
 	status, err := run(ctx, o, env)
 	switch {
@@ -222,6 +228,13 @@ func requestAttrs(o options, imagePDH string, inputs map[string]string) map[stri
 	for name, pdh := range inputs {
 		mounts[inputPath+"/"+name] = map[string]any{"kind": "collection", "portable_data_hash": pdh}
 	}
+	constraints := map[string]any{"vcpus": o.vcpus, "ram": o.ram, "API": o.api}
+	if o.gpus > 0 {
+		// The API wants conditions; these any GPU meets.
+		constraints["gpu"] = map[string]any{
+			"stack": o.gpuStack, "device_count": o.gpus, "driver_version": "0.0", "hardware_target": []string{device.AnyTarget},
+		}
+	}
 	return map[string]any{
 		"name":                "crunch-run local",
 		"state":               "Committed",
@@ -232,7 +245,7 @@ func requestAttrs(o options, imagePDH string, inputs map[string]string) map[stri
 		"environment":         o.env,
 		"mounts":              mounts,
 		"output_path":         outputPath,
-		"runtime_constraints": map[string]any{"vcpus": o.vcpus, "ram": o.ram, "API": o.api},
+		"runtime_constraints": constraints,
 		"container_count_max": 1,
 		"use_existing":        false,
 	}

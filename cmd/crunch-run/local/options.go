@@ -36,6 +36,8 @@ Options:
   --cwd DIR           working directory (default /out)
   --vcpus N           CPUs (default 1)
   --ram SIZE          memory limit, e.g. 512MiB or 4GB (default 1GiB)
+  --gpus N            GPUs, for this container alone (default 0)
+  --gpu-stack STACK   cuda or rocm (default: what this machine has)
   --network KIND      none, bridge (the network, through this machine's address)
                       or host (default none; with --api bridge)
   --api               give the container a token for the embedded API, and a way
@@ -73,6 +75,8 @@ type options struct {
 	cwd         string
 	vcpus       int
 	ram         int64 // bytes
+	gpus        int
+	gpuStack    string // "": what the machine has
 	network     string
 	api         bool
 	keepCluster bool
@@ -100,7 +104,8 @@ func parse(args []string) (options, error) {
 	fs.IntVar(&o.vcpus, "vcpus", 1, "")
 	fs.StringVar(&ram, "ram", "1GiB", "")
 	fs.StringVar(&o.network, "network", "", "")
-	gpus := fs.Int("gpus", 0, "")
+	fs.IntVar(&o.gpus, "gpus", 0, "")
+	fs.StringVar(&o.gpuStack, "gpu-stack", "", "")
 	fs.BoolVar(&o.api, "api", false, "")
 	fs.BoolVar(&o.keepCluster, "keep-cluster", false, "")
 	fs.BoolVar(&o.verbose, "verbose", false, "")
@@ -129,8 +134,10 @@ func parse(args []string) (options, error) {
 		return o, fmt.Errorf("--network %q: use none, bridge or host", o.network)
 	case o.api && o.network == networkNone:
 		return o, fmt.Errorf("--api needs --network bridge or host: without a network the API cannot be reached")
-	case *gpus != 0:
-		return o, fmt.Errorf("--gpus is not available yet")
+	case o.gpus < 0:
+		return o, fmt.Errorf("--gpus %d: must not be negative", o.gpus)
+	case !slices.Contains([]string{"", "cuda", "rocm"}, o.gpuStack):
+		return o, fmt.Errorf("--gpu-stack %q: use cuda or rocm", o.gpuStack)
 	case !filepath.IsAbs(o.cwd):
 		return o, fmt.Errorf("--cwd %q: must be an absolute path in the container", o.cwd)
 	}

@@ -2,13 +2,7 @@ package wire
 
 import (
 	"fmt"
-	"slices"
-	"strings"
 )
-
-// withoutEffect are the site settings that this version accepts and does not
-// obey yet.
-var withoutEffect = []string{"gpu"}
 
 // keepstoreNote says why no local keepstore is started.
 func (j Job) keepstoreNote() string {
@@ -27,11 +21,6 @@ func (j Job) notes() (lines []string) {
 	lines = append(append(lines, j.ClusterFile.Notes...), j.keepstoreNote())
 	if j.Message != nil && j.Message.EC2SpotCheck {
 		lines = append(lines, "Not checking for spot instance interruptions (this version cannot)")
-	}
-	for _, s := range j.Site.Describe() {
-		if s.Origin != "default" && slices.Contains(withoutEffect, s.Name) {
-			lines = append(lines, fmt.Sprintf("%s (%s) has no effect in this version", s.Name, strings.TrimPrefix(s.Origin, "flag ")))
-		}
 	}
 	return lines
 }

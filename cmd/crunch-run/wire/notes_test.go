@@ -8,10 +8,6 @@ import (
 )
 
 func TestNotes(t *testing.T) {
-	site, err := config.Load(config.Sources{Flags: map[string]string{"gpu": "off"}, DefaultFile: "/nonexistent/config.yml"})
-	if err != nil {
-		t.Fatal(err)
-	}
 	for name, c := range map[string]struct {
 		job  Job
 		want []string
@@ -22,11 +18,10 @@ func TestNotes(t *testing.T) {
 			[]string{"not starting a local keepstore process because KeepBuffers=0 in config"},
 		},
 		"with everything": {
-			Job{Message: &config.Message{KeepBuffers: 2, EC2SpotCheck: true}, Site: site},
+			Job{Message: &config.Message{KeepBuffers: 2, EC2SpotCheck: true}},
 			[]string{
 				"not starting a local keepstore process because this version has none",
 				"Not checking for spot instance interruptions (this version cannot)",
-				"gpu (-gpu) has no effect in this version",
 			},
 		},
 	} {

@@ -132,6 +132,7 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 		Images:        store,
 		Runtime:       newRuntime(state, j.Version, log),
 		Meter:         meter{scratch: scratch, tempDir: j.Env.TempDir},
+		GPUs:          gpus{GPUNode(j.Site), j.Env, j.UUID, dir.Path()},
 		RunDir:        dir,
 		Scratch:       scratch,
 		Limits:        supervisor.Limits{PIDs: j.pidsLimit(), IgnoreRAM: !j.Flags.EnableMemoryLimit, NoSeccomp: !j.Site.Seccomp, StopGrace: j.Site.StopGrace},

@@ -1,0 +1,125 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"text/tabwriter"
+
+	"crunch-oci/cmd/crunch-run/wire"
+	"crunch-oci/gpu/device"
+	"crunch-oci/gpu/host"
+	"crunch-oci/gpu/lease"
+	"crunch-oci/gpu/nvidia"
+	"crunch-oci/supervisor/config"
+)
+
+const gpusUsage = `Usage: crunch-run gpus [--json]
+
+Lists the GPUs of this node as containers can get them, and which container has
+which. With --json: everything that is known of them. Needs root.
+`
+
+// runGPUs lists the GPUs of this node.
+func runGPUs(args []string, stdout, stderr io.Writer) int {
+	fs := flag.NewFlagSet("crunch-run gpus", flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	asJSON := fs.Bool("json", false, "")
+	switch err := fs.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprint(stdout, gpusUsage)
+		return 0
+	case err != nil:
+		return fail(stderr, 2, "crunch-run gpus: %v (try -h)", err)
+	case fs.NArg() > 0:
+		return fail(stderr, 2, "crunch-run gpus: too many arguments (try -h)")
+	}
+	site, err := config.Load(config.Sources{Lookup: os.LookupEnv, Environ: os.Environ()})
+	if err != nil {
+		return fail(stderr, 1, "crunch-run gpus: %v", err)
+	}
+	ctx, _, release := stopSignals(false)
+	defer release()
+	all, err := inventories(ctx, site, stderr)
+	if err != nil {
+		return fail(stderr, 1, "crunch-run gpus: %v", err)
+	}
+	if *asJSON {
+		e := json.NewEncoder(stdout)
+		e.SetIndent("", "  ")
+		if err := e.Encode(all); err != nil {
+			return fail(stderr, 1, "crunch-run gpus: %v", err)
+		}
+		return 0
+	}
+	printInventories(stdout, all, wire.GPUNode(site).Locks)
+	return 0
+}
+
+// inventories are those of all stacks that the node has GPUs of. A node without
+// any has none; a stack whose driver fails is reported, and is an error if there
+// is no other.
+func inventories(ctx context.Context, site config.Site, stderr io.Writer) (all []device.Inventory, err error) {
+	node := wire.GPUNode(site)
+	for _, stack := range []device.Stack{device.CUDA, device.ROCm} {
+		inv, helper, notes, err2 := node.Inventory(ctx, stack)
+		if helper != nil {
+			helper.Close()
+		}
+		for _, n := range notes {
+			fmt.Fprintln(stderr, n)
+		}
+		if err2 != nil {
+			err = errors.Join(err, fmt.Errorf("%s: %w", stack, err2))
+			continue
+		}
+		all = append(all, inv)
+	}
+	if len(all) > 0 {
+		return all, nil
+	}
+	return nil, err
+}
+
+func printInventories(w io.Writer, all []device.Inventory, locks lease.Dir) {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "GPU\tSTACK\tUUID\tNAME\tMEMORY\tTARGET\tCONTAINER")
+	for _, inv := range all {
+		for _, d := range inv.Devices {
+			holder := locks.Holder(d.UUID).UUID
+			if d.MIGMode && d.Instance == nil {
+				holder = "(MIG)"
+			}
+			if holder == "" {
+				holder = "-"
+			}
+			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d MiB\t%s\t%s\n", d.Label(), inv.Stack, d.UUID, d.Name, d.Memory>>20, d.Target, holder)
+		}
+	}
+	_ = table.Flush()
+	for _, inv := range all {
+		for _, n := range inv.Notes {
+			fmt.Fprintln(w, n)
+		}
+	}
+}
+
+// runNVML is the process that has NVIDIA's library loaded, a child of the
+// supervisor.
+func runNVML(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	if len(args) != 1 {
+		return fail(stderr, 2, "crunch-run %s is started by crunch-run itself", wire.NVMLRole)
+	}
+	site, err := config.Load(config.Sources{Lookup: os.LookupEnv, Environ: os.Environ()})
+	if err != nil {
+		return fail(stderr, 1, "%v", err)
+	}
+	if err := nvidia.Serve(stdin, stdout, args[0], host.At(site.GPUDriverRoot)); err != nil {
+		return fail(stderr, 1, "%v", err)
+	}
+	return 0
+}

@@ -1,0 +1,91 @@
+package wire
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"crunch-oci/gpu"
+	"crunch-oci/gpu/device"
+	"crunch-oci/gpu/host"
+	"crunch-oci/gpu/lease"
+	"crunch-oci/supervisor"
+	"crunch-oci/supervisor/config"
+)
+
+// NVMLRole is the first argument that makes this program the one that has
+// NVIDIA's library loaded (package nvidia); the second is where that is.
+const NVMLRole = "gpu-nvml"
+
+// gpuLocks is the directory of GPU locks in that of the run locks.
+const gpuLocks = "crunch-run-gpu"
+
+// GPUNode says how GPUs are found and lent on this node.
+func GPUNode(site config.Site) gpu.Node {
+	h := host.At(site.GPUDriverRoot)
+	dirs := []string{"/etc/cdi", "/var/run/cdi"}
+	if h.Root != "/" {
+		// A driver that is not installed on the node may bring its own.
+		dirs = append([]string{filepath.Join(h.Root, "etc/cdi"), filepath.Join(h.Root, "var/run/cdi")}, dirs...)
+	}
+	return gpu.Node{
+		Mode: site.GPU, Host: h, CDIDirs: dirs, Locks: lease.Dir(filepath.Join(site.LockDir, gpuLocks)),
+		Helper: []string{"/proc/self/exe", NVMLRole}, HelperEnv: withoutTokens(os.Environ()),
+	}
+}
+
+// withoutTokens leaves out what a library of a vendor has no business to see.
+func withoutTokens(environ []string) []string {
+	return slices.DeleteFunc(slices.Clone(environ), func(kv string) bool { return strings.HasPrefix(kv, "ARVADOS_") })
+}
+
+// gpus lends GPUs to the job's container.
+type gpus struct {
+	node   gpu.Node
+	env    config.Environment
+	uuid   string
+	runDir string
+}
+
+// Allocate implements supervisor.GPUs.
+func (g gpus) Allocate(ctx context.Context, r device.Request) (supervisor.GPUGrant, error) {
+	r.Assigned = assigned(g.env, r.Stack)
+	// The runtime directory is there until everything of the run is gone.
+	owner := lease.Owner{UUID: g.uuid, PID: os.Getpid(), Remains: g.runDir}
+	grant, err := g.node.Allocate(ctx, r, owner)
+	if err != nil {
+		return nil, err // not grant: a nil *Grant is no nil GPUGrant
+	}
+	return grant, nil
+}
+
+// assigned is the choice that a scheduler has made for a stack; nil if none has.
+func assigned(env config.Environment, stack device.Stack) *device.Assignment {
+	list := []device.Assignment{{Variable: "CUDA_VISIBLE_DEVICES", Devices: text(env.CUDADevices)}}
+	// A supervisor that itself runs in a container may find a word there that
+	// assigns nothing.
+	if v := text(env.NVIDIADevices); !slices.Contains([]string{"all", "none", "void"}, v) {
+		list = append(list, device.Assignment{Variable: "NVIDIA_VISIBLE_DEVICES", Devices: v})
+	}
+	if stack == device.ROCm {
+		list = []device.Assignment{
+			{Variable: "AMD_VISIBLE_DEVICES", Devices: text(env.AMDDevices)},
+			{Variable: "ROCR_VISIBLE_DEVICES", Devices: text(env.ROCRDevices), Ordinal: true},
+		}
+	}
+	for _, a := range list {
+		if a.Devices != "" {
+			return &a
+		}
+	}
+	return nil
+}
+
+func text(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return strings.TrimSpace(*s)
+}
