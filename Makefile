@@ -78,6 +78,11 @@ test: ## static checks, the release build, and every test, as root, with real co
 test-quick: build ## the tests without the race detector
 	go test -tags $(TAGS) ./...
 
+.PHONY: test-vm
+test-vm: build-deps ## the container tests on pure cgroup v2, without and with systemd, in a virtual machine (half an hour)
+	@scripts/deps.sh build run test
+	VMTEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 3h -v ./vmtest
+
 .PHONY: soak
 soak: build-deps ## the long forms of the random and mass tests, all cells of the tables (about three minutes)
 	LOCALCLUSTER_TEST_STEPS=long CRUNCH_RUN_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m ./localcluster/...

@@ -19,7 +19,8 @@ import (
 )
 
 // ownDirs returns the directories of a group called name below this process's
-// own group, in every hierarchy mounted here.
+// own group, in every hierarchy mounted here. On pure v2 it is beside that group:
+// a group with processes cannot have children with controllers.
 func ownDirs(t *testing.T, name string) map[string]string {
 	t.Helper()
 	mounts, err := os.ReadFile("/proc/mounts")
@@ -34,6 +35,9 @@ func ownDirs(t *testing.T, name string) map[string]string {
 	dirs := make(map[string]string)
 	for controller, group := range groupsOf(string(self)) {
 		if mount, ok := hierarchies[controller]; ok {
+			if Unified() {
+				group = filepath.Dir(group)
+			}
 			dirs[controller] = filepath.Join("/", mount, group, name)
 		}
 	}
@@ -67,6 +71,14 @@ func newLive(t *testing.T, dirs map[string]string) *Cgroup {
 	})
 	if err := c.Create(); err != nil {
 		t.Fatal(err)
+	}
+	if dir := c.Dirs[""]; dir != "" && Unified() {
+		// Each parent passes on what it has got from its own.
+		for _, d := range []string{filepath.Dir(filepath.Dir(dir)), filepath.Dir(dir)} {
+			if err := os.WriteFile(filepath.Join(d, "cgroup.subtree_control"), []byte("+cpu +memory +pids"), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 	// A v1 cpuset takes no process before it has CPUs and memory nodes.
 	if leaf := c.Dirs["cpuset"]; leaf != "" && filepath.Base(leaf) == "leaf" {

@@ -8,8 +8,28 @@ packages() {
 	case $1 in
 	build) echo "gcc libc6-dev libseccomp-dev pkg-config binutils ca-certificates" ;;
 	run) echo "busybox-static" ;;
-	# Peers and oracles of the tests: image tools, another runtime, file attributes, WebDAV clients.
-	test) echo "busybox-static rclone cadaver skopeo umoci podman runc zstd attr libcap2-bin debootstrap procps iproute2 e2fsprogs nftables iptables containernetworking-plugins" ;;
+	# Peers and oracles of the tests: image tools, another runtime, file attributes,
+	# clients, a virtual machine.
+	test) echo "
+		busybox-static
+		rclone
+		cadaver
+		skopeo
+		umoci
+		podman
+		runc
+		zstd
+		attr
+		libcap2-bin
+		debootstrap
+		procps
+		iproute2
+		e2fsprogs
+		nftables
+		iptables
+		containernetworking-plugins
+		qemu-system-x86
+	" ;;
 	*) echo "deps.sh: unknown group '$1' (build, run or test)" >&2; exit 2 ;;
 	esac
 }

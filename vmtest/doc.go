@@ -1,0 +1,8 @@
+// Package vmtest runs the tests of containers on kernels that this machine does
+// not have: in a QEMU virtual machine with Debian's kernel, on pure cgroup v2, once
+// with a minimal init and once with systemd as PID 1. It holds only tests; "make
+// test-vm" runs all of them, "make test" a short form.
+//
+// The test programs are compiled here and carried on a second disk. The machine is
+// emulated (no KVM), so everything in it takes ten to twenty times as long.
+package vmtest

@@ -1,0 +1,293 @@
+package vmtest
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// repository is the top of the source tree.
+const repository = ".."
+
+// machineFiles makes what the machine boots, once.
+var machineFiles = sync.OnceValues(func() (string, error) {
+	dir, err := filepath.Abs(filepath.Join(repository, ".build/vm"))
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	// Another test process may want the same.
+	lock, err := os.OpenFile(dir+".lock", os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return "", err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return "", err
+	}
+	cmd := exec.Command(filepath.Join(repository, "scripts/vm-image.sh"), dir)
+	cmd.Stderr = os.Stderr
+	return dir, cmd.Run()
+})
+
+// A suite is a package's tests, or some of them.
+type suite struct {
+	pkg string // "oci"
+	run string // -test.run
+	// skip is -test.skip.
+	skip string
+}
+
+// An initSystem is what is PID 1 in the machine.
+type initSystem struct {
+	name string
+	// init is the program, cmdline what the kernel's command line tells it.
+	init, cmdline string
+}
+
+var (
+	minimal = initSystem{name: "minimal", init: "/test/init.sh"}
+	systemd = initSystem{
+		name: "systemd", init: "/sbin/init",
+		cmdline: `systemd.run=/test/run.sh systemd.run_success_action=none systemd.run_failure_action=none systemd.show_status=no`,
+	}
+)
+
+// initScript is PID 1 of the minimal kind. Like a service manager it does not
+// leave its children in the root group.
+const initScript = `#!/bin/sh
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t tmpfs tmpfs /run
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+mkdir -p /dev/pts /dev/shm
+mount -t devpts devpts /dev/pts
+mount -t tmpfs tmpfs /dev/shm
+ip link set lo up
+mkdir /sys/fs/cgroup/job
+echo +cpu +memory +pids +cpuset +io >/sys/fs/cgroup/cgroup.subtree_control
+echo $$ >/sys/fs/cgroup/job/cgroup.procs
+/test/run.sh
+reboot -f
+`
+
+// runScript runs the suites one after the other. Their output has marks that
+// the host reads.
+const runScript = `#!/bin/sh
+exec >/dev/ttyS0 2>&1 </dev/null
+stty -F /dev/ttyS0 -opost 2>/dev/null
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
+mount -t tmpfs -o size=1200m tmpfs /tmp
+for m in overlay fuse veth bridge nf_tables; do modprobe $m; done
+dmesg -n 1
+# A group for the tests in a parent without processes, which can delegate.
+own=/sys/fs/cgroup$(sed s/0:://p -n /proc/self/cgroup)
+mkdir $own/tests
+for pid in $(cat $own/cgroup.procs); do echo $pid >$own/tests/cgroup.procs 2>/dev/null; done
+echo +cpu +memory +pids >$own/cgroup.subtree_control
+export CRUNCH_RUN_TEST_PROGRAMS=/test/src/programs
+`
+
+// rig is what is carried into the machine.
+type rig struct {
+	dir string // what the second disk holds
+}
+
+// newRig compiles the test programs of these suites.
+func newRig(t *testing.T, suites []suite) *rig {
+	t.Helper()
+	r := &rig{dir: t.TempDir()}
+	src := filepath.Join(r.dir, "src")
+	build := func(args ...string) {
+		t.Helper()
+		cmd := exec.Command("go", args...)
+		cmd.Dir = repository
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("go %q: %v\n%s", args, err, out)
+		}
+	}
+	const tags = "seccomp,netgo,osusergo"
+	needsProgram := false
+	done := make(map[string]bool)
+	for _, s := range suites {
+		if done[s.pkg] {
+			continue
+		}
+		done[s.pkg] = true
+		dst := filepath.Join(src, s.pkg)
+		mkdir(t, dst)
+		build("test", "-c", "-tags", tags, "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(dst, "suite.test"), "./"+s.pkg)
+		copyTree(t, filepath.Join(repository, s.pkg, "testdata"), filepath.Join(dst, "testdata"))
+		needsProgram = needsProgram || s.pkg == "cmd/crunch-run"
+	}
+	copyTree(t, filepath.Join(repository, "testdata"), filepath.Join(src, "testdata"))
+	if needsProgram {
+		programs := filepath.Join(src, "programs")
+		mkdir(t, programs)
+		build("build", "-tags", tags, "-trimpath", "-ldflags", "-s -w -X main.version=1.2.3-e2e", "-o", filepath.Join(programs, "crunch-run"), "./cmd/crunch-run")
+		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(programs, "crunch-run-probe"), "./cmd/crunch-run/testdata/probe")
+		cmd.Dir = repository
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("go build probe: %v\n%s", err, out)
+		}
+		busybox := filepath.Join(repository, ".build/busybox.tar")
+		if _, err := os.Stat(busybox); err != nil {
+			command(t, filepath.Join(repository, "scripts/busybox-image.sh"), busybox)
+		}
+		mkdir(t, filepath.Join(src, ".build"))
+		command(t, "cp", busybox, filepath.Join(src, ".build/busybox.tar"))
+	}
+	return r
+}
+
+func mkdir(t *testing.T, dir string) {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func copyTree(t *testing.T, from, to string) {
+	t.Helper()
+	if _, err := os.Stat(from); errors.Is(err, os.ErrNotExist) {
+		return
+	}
+	mkdir(t, filepath.Dir(to))
+	command(t, "cp", "-r", from, to)
+}
+
+func command(t *testing.T, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+		t.Fatalf("%q: %v\n%s", args, err, out)
+	}
+}
+
+func write(t *testing.T, path, text string, mode os.FileMode) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), mode); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// verdict is how a suite ended in the machine.
+type verdict struct {
+	status int
+	output string
+}
+
+// boot runs the suites in a machine with this init, one after the other.
+func (r *rig) boot(t *testing.T, sys initSystem, suites []suite, patience time.Duration) []verdict {
+	t.Helper()
+	files, err := machineFiles()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var script strings.Builder
+	script.WriteString(runScript)
+	for i, s := range suites {
+		args := fmt.Sprintf("-test.timeout %s -test.parallel 2 -test.run '%s'", patience, s.run)
+		if s.skip != "" {
+			args += fmt.Sprintf(" -test.skip '%s'", s.skip)
+		}
+		fmt.Fprintf(&script, "cd /test/src/%s && ./suite.test %s; echo \"VM-SUITE %d ENDED $?\"\n", s.pkg, args, i)
+	}
+	script.WriteString("echo VM-END\nsync\nreboot -f\n")
+	write(t, filepath.Join(r.dir, "init"), sys.init+"\n", 0o644)
+	write(t, filepath.Join(r.dir, "init.sh"), initScript, 0o755)
+	write(t, filepath.Join(r.dir, "run.sh"), script.String(), 0o755)
+	disk := filepath.Join(t.TempDir(), "test.ext4")
+	command(t, "mke2fs", "-q", "-t", "ext4", "-d", r.dir, disk, "700m")
+
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-M", "microvm,accel=tcg", "-cpu", "max", "-m", "3072", "-smp", "2",
+		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio",
+		"-kernel", filepath.Join(files, "vmlinuz"), "-initrd", filepath.Join(files, "initrd"),
+		"-append", "console=ttyS0 reboot=t panic=-1 systemd.unified_cgroup_hierarchy=1 "+clock(t)+" "+sys.cmdline,
+		"-drive", "id=root,if=none,format=raw,snapshot=on,file="+filepath.Join(files, "root.ext4"), "-device", "virtio-blk-device,drive=root",
+		"-drive", "id=test,if=none,format=raw,snapshot=on,file="+disk, "-device", "virtio-blk-device,drive=test")
+	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
+	var console bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &console, &console
+	err = cmd.Run()
+	if name := os.Getenv("VMTEST_CONSOLE"); name != "" {
+		_ = os.WriteFile(name+"."+sys.name, console.Bytes(), 0o644)
+	}
+	out := read(t, &console, len(suites))
+	if out == nil {
+		t.Fatalf("the machine did not come to its end: %v\n%s", err, tail(console.String(), 8000))
+	}
+	return out
+}
+
+// clock tells the kernel the rate of the time stamp counter, which the emulator
+// passes on from this machine's. Where this machine is busy the kernel cannot
+// measure it, and then has no clock at all.
+func clock(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		name, value, _ := strings.Cut(line, ":")
+		if strings.TrimSpace(name) != "cpu MHz" {
+			continue
+		}
+		if mhz, err := strconv.ParseFloat(strings.TrimSpace(value), 64); err == nil {
+			return fmt.Sprintf("tsc_early_khz=%.0f tsc=reliable", mhz*1000)
+		}
+	}
+	return ""
+}
+
+// read takes the console apart; nil if the end is missing.
+func read(t *testing.T, console *bytes.Buffer, n int) []verdict {
+	t.Helper()
+	out := make([]verdict, n)
+	var since strings.Builder
+	next := 0
+	sc := bufio.NewScanner(bytes.NewReader(console.Bytes()))
+	sc.Buffer(nil, 16<<20)
+	for sc.Scan() {
+		line := strings.TrimSuffix(sc.Text(), "\r")
+		if rest, ok := strings.CutPrefix(line, fmt.Sprintf("VM-SUITE %d ENDED ", next)); ok && next < n {
+			status, err := strconv.Atoi(rest)
+			if err != nil {
+				t.Fatalf("console: %q", line)
+			}
+			out[next] = verdict{status, since.String()}
+			since.Reset()
+			next++
+			continue
+		}
+		if line == "VM-END" && next == n {
+			return out
+		}
+		since.WriteString(line + "\n")
+	}
+	return nil
+}
+
+func tail(s string, n int) string {
+	if len(s) > n {
+		s = "..." + s[len(s)-n:]
+	}
+	return s
+}

@@ -1,0 +1,48 @@
+package vmtest
+
+import (
+	"os"
+	"testing"
+	"time"
+)
+
+// long is set by "make test-vm".
+var long = os.Getenv("VMTEST_LONG") != ""
+
+// suites are what runs in each machine. The short form shows that a container
+// starts, is limited, accounted for and gone again.
+func suites() []suite {
+	if !long {
+		return []suite{
+			{pkg: "cgroups", run: "TestOOMKillsAndStats|TestKillForkingGroup|TestFeatures"},
+			{pkg: "oci", run: "TestStreamsAndExit|TestLimitsAreSet|TestOOMIsReported"},
+		}
+	}
+	return []suite{
+		{pkg: "cgroups", run: "."},
+		{pkg: "oci", run: "."},
+		{pkg: "cmd/crunch-run", run: "."},
+	}
+}
+
+func TestUnifiedWithMinimalInit(t *testing.T) { testIn(t, minimal) }
+
+func TestUnifiedWithSystemd(t *testing.T) { testIn(t, systemd) }
+
+func testIn(t *testing.T, sys initSystem) {
+	if os.Geteuid() != 0 {
+		t.Skip("the machine's disk is made by root only")
+	}
+	patience := 5 * time.Minute
+	if long {
+		patience = time.Hour
+	}
+	all := suites()
+	for i, v := range newRig(t, all).boot(t, sys, all, patience) {
+		if v.status != 0 {
+			t.Errorf("%s: exit status %d\n%s", all[i].pkg, v.status, tail(v.output, 20_000))
+		} else if testing.Verbose() {
+			t.Logf("%s: %s", all[i].pkg, tail(v.output, 2000))
+		}
+	}
+}
