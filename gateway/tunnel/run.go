@@ -3,10 +3,12 @@ package tunnel
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -119,6 +121,16 @@ func (c *Config) once(ctx context.Context, news *reporter) (stood bool, err erro
 
 // connection is a stream that says in messages what it is.
 type connection struct{ *yamux.Stream }
+
+// Read says that a deadline has passed in a way that TLS understands as no harm:
+// net/http uses one to interrupt a read, and goes on with the connection.
+func (c *connection) Read(p []byte) (int, error) {
+	n, err := c.Stream.Read(p)
+	if errors.Is(err, yamux.ErrTimeout) {
+		err = os.ErrDeadlineExceeded
+	}
+	return n, err
+}
 
 // RemoteAddr names the stream.
 func (c *connection) RemoteAddr() net.Addr { return address(c.StreamID()) }
