@@ -55,7 +55,7 @@ func newDoor(t testing.TB) *door {
 	pool.AppendCertsFromPEM(pem)
 	tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, MaxIdleConnsPerHost: 100}
 	tr.DialContext = toAddress(local.Host())
-	d.web = &http.Client{Transport: tr, Timeout: patience}
+	d.web = &http.Client{Transport: tr, Timeout: patience, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	t.Cleanup(tr.CloseIdleConnections)
 	d.image = d.storeTools(t)
 	return d
@@ -69,15 +69,18 @@ type entered struct {
 }
 
 // run starts a supervisor, with GatewayAddress as it is given ("" is a tunnel),
-// and waits until its container runs and can be reached.
+// on a node of its own, and
+// waits until its container runs and can be reached.
 func (d *door) run(t testing.TB, address string, command []string, other attrs) *entered {
 	t.Helper()
 	uuid := d.submit(t, d.image, command, other)
-	e := &entered{door: d, uuid: uuid, request: d.requests[uuid]}
+	own := *d
+	own.node = newNode(t)
+	e := &entered{door: &own, uuid: uuid, request: d.requests[uuid]}
 	secret := d.local.GatewayAuthSecret(uuid)
 	d.tokens = append(d.tokens, secret)
 	env := append(d.supervisorEnv(), "GatewayAuthSecret="+secret, "GatewayAddress="+address)
-	e.supervisor = d.node.start(t, run{args: []string{uuid}, env: env})
+	e.supervisor = e.node.start(t, run{args: []string{uuid}, env: env})
 	e.supervisor.stderr.mustSay(t, "Waiting for container to finish")
 	if address == "" {
 		waitFor(t, "the tunnel", func() bool { return strings.HasPrefix(d.container(t, uuid).GatewayAddress, "tunnel ") })

@@ -62,13 +62,14 @@ func (m mounter) Start(ctx context.Context, args []string, token string, stdout,
 type runtime struct {
 	*oci.Runtime
 	version string
+	created func(*oci.Container) // is told of each
 }
 
 // newRuntime returns the runtime that keeps its state in stateDir; what it has to
 // say goes to the container's log.
-func newRuntime(stateDir, version string, log *joblog.Log) runtime {
+func newRuntime(stateDir, version string, log *joblog.Log, created func(*oci.Container)) runtime {
 	warn := func(text string) { log.Printf("warning: %s", text) }
-	return runtime{&oci.Runtime{StateDir: stateDir, Warn: warn}, version}
+	return runtime{&oci.Runtime{StateDir: stateDir, Warn: warn}, version, created}
 }
 
 // Version implements supervisor.Runtime.
@@ -80,6 +81,7 @@ func (r runtime) Create(ctx context.Context, id, bundle string, stdio oci.Stdio)
 	if err != nil {
 		return nil, err
 	}
+	r.created(c)
 	return c, nil
 }
 

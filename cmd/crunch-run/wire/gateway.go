@@ -9,6 +9,7 @@ import (
 	"crunch-oci/gateway"
 	"crunch-oci/internal/undo"
 	"crunch-oci/keep"
+	"crunch-oci/oci"
 	"crunch-oci/supervisor"
 	"crunch-oci/supervisor/joblog"
 )
@@ -52,3 +53,6 @@ type door struct {
 	target *gateway.Deferred
 	ssh    gateway.SSHServer
 }
+
+// open makes a container reachable. It may not have been started yet.
+func (d *door) open(c *oci.Container) { d.target.Set(inside{c}) }

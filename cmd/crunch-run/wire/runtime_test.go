@@ -19,7 +19,7 @@ func TestRuntimeWarnings(t *testing.T) {
 		t.Fatal(err)
 	}
 	log.Hide("v2/abcde-gj3su-000000000000000/0123456789abcdefghij")
-	newRuntime("/", "1.0", log).Warn("libcontainer: bad mount v2/abcde-gj3su-000000000000000/0123456789abcdefghij")
+	newRuntime("/", "1.0", log, nil).Warn("libcontainer: bad mount v2/abcde-gj3su-000000000000000/0123456789abcdefghij")
 	if got := stderr.String(); !strings.Contains(got, "Z warning: libcontainer: bad mount ") || strings.Contains(got, "0123456789abcdefghij") {
 		t.Errorf("stderr %q", got)
 	}

@@ -130,7 +130,7 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 		},
 		Mounter:       mounter{site: j.Site, cluster: j.Cluster, version: j.Version, runLock: j.RunLock},
 		Images:        store,
-		Runtime:       newRuntime(state, j.Version, log),
+		Runtime:       newRuntime(state, j.Version, log, door.open),
 		Meter:         meter{scratch: scratch, tempDir: j.Env.TempDir},
 		GPUs:          gpus{GPUNode(j.Site), j.Env, j.UUID, dir.Path()},
 		RunDir:        dir,

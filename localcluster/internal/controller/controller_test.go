@@ -492,3 +492,38 @@ func TestMaxTunnels(t *testing.T) {
 		}
 	}
 }
+
+// An upgraded connection carries bytes both ways.
+func TestPortUpgrade(t *testing.T) {
+	c, _ := newController(t, Config{})
+	g := newGateway(t, func(response string) string {
+		return "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nX-Arvados-Authorization-Response: " + response + "\r\n\r\n"
+	})
+	g.after = func(conn net.Conn, in *bufio.Reader) { _, _ = io.Copy(conn, in) }
+	address := g.listen(t)
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := c.ServePort(w, r, vectors.Names.UUID, address, 8888); err != nil {
+			t.Error(err)
+		}
+	}))
+	defer front.Close()
+	conn, err := net.Dial("tcp", front.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(watchdog))
+	_, _ = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+	in := bufio.NewReader(conn)
+	resp, err := http.ReadResponse(in, nil)
+	if err != nil || resp.StatusCode != 101 {
+		t.Fatalf("%v %v", resp, err)
+	}
+	for range 2 {
+		got := make([]byte, 4)
+		_, _ = io.WriteString(conn, "ping")
+		if _, err := io.ReadFull(in, got); err != nil || string(got) != "ping" {
+			t.Fatalf("%q %v", got, err)
+		}
+	}
+}

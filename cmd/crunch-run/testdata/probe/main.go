@@ -61,6 +61,8 @@ func main() {
 		}
 		check(w.WriteByte('\n'))
 		check(w.Flush())
+	case "web": // web PORT: serves HTTP, and an echo on the next port
+		web(number(args[0]))
 	case "whoami": // whoami: asks the Arvados API whose token this is
 		whoami()
 	default:
