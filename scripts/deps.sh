@@ -1,7 +1,7 @@
 #!/bin/sh
 # deps.sh GROUP...: installs the Debian packages of the named groups that are
 # missing, from the mirrors apt is configured with. Asks apt nothing when
-# nothing is missing. Groups: build, run, test.
+# nothing is missing. Groups: build, run, test, dispatchers.
 set -eu
 
 packages() {
@@ -29,8 +29,11 @@ packages() {
 		iptables
 		containernetworking-plugins
 		qemu-system-x86
+		openssh-server
+		openssh-client
 	" ;;
-	*) echo "deps.sh: unknown group '$1' (build, run or test)" >&2; exit 2 ;;
+	dispatchers) echo "slurmctld slurmd slurm-client munge" ;;
+	*) echo "deps.sh: unknown group '$1' (build, run, test or dispatchers)" >&2; exit 2 ;;
 	esac
 }
 
@@ -53,7 +56,16 @@ echo "installing:$missing"
 # shellcheck disable=SC2086
 install() { apt-get install -y -qq --no-install-recommends -o Dpkg::Use-Pty=0 $missing >"$log" 2>&1 </dev/null; }
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+# The tests start the servers they need themselves; nobody has asked for one on
+# this machine.
+policy=/usr/sbin/policy-rc.d
+if [ -e "$policy" ]; then
+	policy=
+else
+	printf '#!/bin/sh\nexit 101\n' >"$policy"
+	chmod 0755 "$policy"
+fi
+trap 'rm -f "$log" ${policy:+"$policy"}' EXIT
 if ! install; then
 	apt-get update -qq >"$log" 2>&1 || { cat "$log" >&2; echo "deps.sh: apt-get update failed (above); check apt's sources and the network" >&2; exit 1; }
 	install || { cat "$log" >&2; echo "deps.sh: apt-get could not install:$missing (above)" >&2; exit 1; }

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
-	"syscall"
 
 	"crunch-oci/cmd/crunch-run/wire"
 	"crunch-oci/supervisor/config"
@@ -23,9 +21,6 @@ func detach(flags config.Flags, stdin io.Reader, stdout, stderr io.Writer) int {
 	if err != nil {
 		return fail(stderr, 1, "%v", err)
 	}
-	// The next list sends SIGUSR2 to the new process, whatever program that is
-	// at the moment. What is ignored here is ignored there.
-	signal.Ignore(syscall.SIGUSR1, syscall.SIGUSR2)
 	if !flags.StdinConfig {
 		stdin = nil // nobody would read it
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strings"
 	"syscall"
 	"time"
@@ -52,7 +53,8 @@ type Detached struct {
 // and has understood its arguments and its stdin, with the exit status: 0 means
 // that it runs. What a supervisor that ends at once has to say goes to stderr.
 //
-// The supervisor inherits neither stdout nor stderr: a session of SSH ends only
+// It changes what this process does about signals and inherited files; there is
+// nothing else for it to do. The supervisor inherits neither stdout nor stderr: a session of SSH ends only
 // when nobody has them.
 func (d Dir) Detach(ctx context.Context, r Detached) int {
 	fail := func(format string, args ...any) int {
@@ -62,6 +64,10 @@ func (d Dir) Detach(ctx context.Context, r Detached) int {
 	if err := closeOnExec(); err != nil {
 		return fail("%v", err)
 	}
+	// A list may send SIGUSR2 to the new process as soon as it has a number,
+	// whatever program it is at the moment. What is ignored here is ignored
+	// there, until that installs a handler.
+	signal.Ignore(unix.SIGUSR1, unix.SIGUSR2)
 	lock, err := d.takeRunLock(ctx, r.UUID)
 	if err != nil {
 		return fail("%v", err)

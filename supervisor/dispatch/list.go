@@ -29,7 +29,7 @@ func (d Dir) List(ctx context.Context, found Found, stdout, stderr io.Writer) {
 	if found.Broken {
 		fmt.Fprintln(stdout, "broken")
 	}
-	l := listing{dir: d, stdout: stdout, stderr: stderr, said: map[string]bool{}}
+	l := listing{dir: d, stderr: stderr, lives: map[string]bool{}}
 	for _, e := range entries {
 		name := e.Name()
 		switch {
@@ -43,7 +43,14 @@ func (d Dir) List(ctx context.Context, found Found, stdout, stderr io.Writer) {
 		}
 	}
 	for _, uuid := range found.Alive {
-		if ValidUUID(uuid) && !l.said[uuid] {
+		if ValidUUID(uuid) {
+			l.note(uuid, false)
+		}
+	}
+	for _, uuid := range l.uuids {
+		if l.lives[uuid] {
+			fmt.Fprintln(stdout, uuid)
+		} else {
 			fmt.Fprintln(stdout, uuid, "stale")
 		}
 	}
@@ -60,10 +67,20 @@ type Found struct {
 
 // listing is one list being made.
 type listing struct {
-	dir            Dir
-	stdout, stderr io.Writer
-	said           map[string]bool // UUIDs
-	cannotLock     bool            // the directory; it has been said why
+	dir        Dir
+	stderr     io.Writer
+	uuids      []string        // of runs, in the order they were found
+	lives      map[string]bool // whether there is a supervisor
+	cannotLock bool            // the directory; it has been said why
+}
+
+// note adds what is known about a run. A copy of a lock file does not make one
+// stale.
+func (l *listing) note(uuid string, lives bool) {
+	if _, known := l.lives[uuid]; !known {
+		l.uuids = append(l.uuids, uuid)
+	}
+	l.lives[uuid] = l.lives[uuid] || lives
 }
 
 // examine looks at one lock file.
@@ -98,15 +115,8 @@ func (l *listing) examine(ctx context.Context, path string) {
 		fmt.Fprintf(l.stderr, "%s: %v\n", path, err)
 		return
 	}
-	if l.said[p.UUID] {
-		return // a copy
-	}
-	l.said[p.UUID] = true
-	if info, err = f.Stat(); err == nil && notify(p.PID, info) {
-		fmt.Fprintln(l.stdout, p.UUID)
-	} else {
-		fmt.Fprintln(l.stdout, p.UUID, "stale")
-	}
+	info, err = f.Stat()
+	l.note(p.UUID, err == nil && notify(p.PID, info))
 }
 
 // held reports whether somebody has the lock of f. A file that nobody has locked
