@@ -220,10 +220,24 @@ func TestDiscoveryDocument(t *testing.T) {
 		}
 	}
 	for _, need := range []string{"users.current", "collections.get", "collections.list", "collections.create", "collections.update", "collections.delete",
-		"keep_services.accessible", "configs.get", "links.list", "links.create", "groups.get", "groups.list", "containers.lock", "containers.auth"} {
+		"keep_services.accessible", "configs.get", "links.list", "links.create", "groups.get", "groups.list", "groups.contents", "groups.shared", "containers.lock", "containers.auth"} {
 		r, m, _ := strings.Cut(need, ".")
 		if res, _ := resources[r].(map[string]any); res == nil || res["methods"].(map[string]any)[m] == nil {
 			t.Errorf("%s is missing", need)
+		}
+	}
+	// Clients made from the document refuse parameters that it does not name.
+	for method, names := range map[string]string{
+		"collections.list": "filters where order select distinct limit offset count cluster_id bypass_federation include_trash include_old_versions",
+		"collections.get":  "uuid select include_trash", "collections.create": "select ensure_unique_name cluster_id", "collections.update": "uuid select",
+		"groups.contents": "uuid filters order select limit offset count recursive include_trash", "groups.shared": "filters order select limit offset count",
+	} {
+		r, m, _ := strings.Cut(method, ".")
+		parameters, _ := resources[r].(map[string]any)["methods"].(map[string]any)[m].(map[string]any)["parameters"].(map[string]any)
+		for _, name := range strings.Fields(names) {
+			if parameters[name] == nil {
+				t.Errorf("%s has no parameter %s", method, name)
+			}
 		}
 	}
 }

@@ -209,6 +209,16 @@ func TestContents(t *testing.T) {
 		{"none", p.user, project + "/contents", map[string]string{"limit": "0"}, "3"},
 		{"one kind", p.user, project + "/contents", map[string]string{"filters": `[["uuid","is_a","arvados#collection"]]`}, "1 " + coll},
 		{"filter of one kind", p.user, project + "/contents", map[string]string{"filters": `[["collections.name","=","nosuch"]]`}, "2 " + inner + " " + str(r, "uuid")},
+		{"uuid as a parameter", p.user, "contents", map[string]string{"uuid": project}, all},
+		{"no uuid as a parameter", p.user, "contents", map[string]string{"uuid": "x"}, "404"},
+		{"everything", p.user, "contents", map[string]string{"limit": "0"}, "6"},
+		{"order by name", p.user, project + "/contents", map[string]string{"order": "name desc", "recursive": "true"}, "4 " + inner + " " + str(r, "uuid") + " " + deep + " " + coll},
+		{"order of one kind", p.user, project + "/contents", map[string]string{"order": `["collections.name asc"]`, "recursive": "true"}, "4 " + inner + " " + str(r, "uuid") + " " + coll + " " + deep},
+		{"bad order", p.user, project + "/contents", map[string]string{"order": "name sideways"}, "422"},
+		{"selected", p.user, project + "/contents", map[string]string{"select": `["uuid","portable_data_hash"]`}, all},
+		{"selected badly", p.user, project + "/contents", map[string]string{"select": `["nosuch"]`}, "422"},
+		{"not counted", p.user, project + "/contents", map[string]string{"count": "none"}, "<nil>" + all[1:]},
+		{"counted badly", p.user, project + "/contents", map[string]string{"count": "some"}, "422"},
 		{"bad filter", p.user, project + "/contents", map[string]string{"filters": `[["nosuch","=",1]]`}, "422"},
 		{"home", p.user, p.me(p.user) + "/contents", map[string]string{"filters": `[["uuid","is_a","arvados#group"]]`}, "1 " + project},
 		{"no project", p.user, "zzzzz-j7d0g-000000000000001/contents", nil, "404"},
@@ -217,6 +227,12 @@ func TestContents(t *testing.T) {
 	} {
 		if got := list(c.who, c.path, c.params); got != c.want {
 			t.Errorf("%s: %s, want %s", c.what, got, c.want)
+		}
+	}
+	for _, item := range p.user.get("groups/"+project+"/contents", map[string]string{"select": `["uuid","portable_data_hash"]`}).obj["items"].([]any) {
+		rec := item.(map[string]any)
+		if _, has := rec["portable_data_hash"]; len(rec) != 3 && !has || rec["name"] != nil {
+			t.Errorf("selected %v", rec)
 		}
 	}
 	p.user.share(p.me(bob), "can_read", project)

@@ -28,6 +28,7 @@ packages() {
 		nftables
 		iptables
 		containernetworking-plugins
+		python3-googleapi
 		qemu-system-x86
 		openssh-server
 		openssh-client

@@ -17,8 +17,15 @@ import (
 var contentKinds = []string{"groups", "container_requests", "collections"}
 
 // contents lists what is in a project, or in a user's home. Without a UUID, it
-// is everything that the caller can read.
+// is everything that the caller can read. Order and selection are those of each
+// kind.
 func (c *call) contents(uuid string) (any, error) {
+	if given := c.params.values["uuid"]; uuid == "" && !given.unset() {
+		uuid = given.word()
+		if err := c.checkUUID(uuid); err != nil {
+			return nil, err
+		}
+	}
 	recursive, err := c.params.boolean("recursive")
 	if err != nil {
 		return nil, err
@@ -51,17 +58,16 @@ func (c *call) contents(uuid string) (any, error) {
 			where = []store.Cond{{SQL: "owner_uuid = ?", Args: []any{uuid}}}
 		}
 	}
-	limit, err := c.number("limit", 100)
+	limit, offset, exact, err := c.page()
 	if err != nil {
 		return nil, err
 	}
-	offset, err := c.number("offset", 0)
+	names, err := c.contentSelection()
 	if err != nil {
 		return nil, err
 	}
-	limit = min(limit, maxItemsPerResponse)
 	items := []map[string]any{}
-	skip, available := offset, int64(0)
+	skip, available, cut := offset, int64(0), false
 	for _, kind := range contentKinds {
 		part := *c
 		part.res = c.s.resources[kind]
@@ -79,10 +85,18 @@ func (c *call) contents(uuid string) (any, error) {
 			}
 			conds = append(conds, more...)
 		}
+		order, err := query.Order(part.res.table, c.rawOrder())
+		if err != nil {
+			return nil, raised("ArgumentError", "%s", capital(err))
+		}
 		q := store.Query{
 			Columns: slices.DeleteFunc(part.res.table.Columns(false), func(n string) bool { return slices.Contains(part.res.onlySelected, n) }),
-			Where:   slices.Concat(c.readable(part.res, trashed), where, conds), OrderBy: "modified_at DESC, uuid DESC",
+			Where:   slices.Concat(c.readable(part.res, trashed), where, conds), OrderBy: order,
 			Offset: skip, Limit: limit - int64(len(items)), MaxText: pageText,
+		}
+		sel := part.res.selectable(names)
+		if sel != nil {
+			q.Columns = part.columns(sel)
 		}
 		if kind == "groups" { // roles are in nobody's project
 			q.Where = append(q.Where, store.Cond{SQL: "group_class IN ('project', 'filter')"})
@@ -97,7 +111,7 @@ func (c *call) contents(uuid string) (any, error) {
 			continue
 		}
 		skip = 0
-		if q.Limit == 0 {
+		if q.Limit == 0 || cut {
 			continue
 		}
 		rs, err := c.tx.Select(part.res.table, q)
@@ -105,14 +119,56 @@ func (c *call) contents(uuid string) (any, error) {
 			return nil, err
 		}
 		for _, r := range rs {
-			item, err := part.render(r, nil)
+			item, err := part.render(r, sel)
 			if err != nil {
 				return nil, err
 			}
+			item["kind"] = part.res.kind
 			items = append(items, item)
 		}
+		// The next page goes on where this one ended.
+		cut = int64(len(rs)) < min(q.Limit, n-q.Offset)
 	}
-	return map[string]any{"kind": "arvados#objectList", "offset": offset, "limit": limit, "items": items, "items_available": available, "included": []any{}}, nil
+	out := map[string]any{"kind": "arvados#objectList", "offset": offset, "limit": limit, "items": items, "included": []any{}}
+	if exact {
+		out["items_available"] = available
+	}
+	return out, nil
+}
+
+// contentSelection reads the select parameter of contents, nil for everything. A
+// name counts that one of the kinds has.
+func (c *call) contentSelection() ([]string, error) {
+	names, err := c.names("select")
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range names {
+		known := slices.Contains([]string{"uuid", "kind", "etag"}, n)
+		for _, kind := range contentKinds {
+			known = known || len(c.s.resources[kind].selectable([]string{n})) > 1
+		}
+		if !known {
+			return nil, raised("ArgumentError", "Invalid attribute '%s' in select", n)
+		}
+	}
+	return names, nil
+}
+
+// selectable are the names that records of this kind have, at least uuid; nil for
+// nil.
+func (res *resource) selectable(names []string) []string {
+	if names == nil {
+		return nil
+	}
+	out := []string{"uuid"}
+	for _, n := range names {
+		a := res.table.Attr(n)
+		if _, ok := res.computed[n]; (ok || a != nil && !a.Secret) && !slices.Contains(out, n) {
+			out = append(out, n)
+		}
+	}
+	return out
 }
 
 // filters is the filters parameter, nil if it was not given.
@@ -161,22 +217,25 @@ func (c *call) contentFilters(raw json.RawMessage) (conds []store.Cond, n int, e
 // shared lists the projects that others share with the caller: those that do not
 // lie in a project, or a home, that the caller sees as well.
 func (c *call) shared(string) (any, error) {
-	limit, err := c.number("limit", 100)
+	sel, err := c.selection()
 	if err != nil {
 		return nil, err
 	}
-	offset, err := c.number("offset", 0)
+	limit, offset, exact, err := c.page()
 	if err != nil {
 		return nil, err
 	}
-	limit = min(limit, maxItemsPerResponse)
 	conds, _, err := c.contentFilters(c.filters())
 	if err != nil {
 		return nil, err
 	}
+	order, err := query.Order(c.res.table, c.rawOrder())
+	if err != nil {
+		return nil, raised("ArgumentError", "%s", capital(err))
+	}
 	reach := c.reachArgs(canRead)
 	q := store.Query{
-		Columns: c.res.table.Columns(false), OrderBy: "modified_at DESC, uuid DESC", Limit: limit, Offset: offset, MaxText: pageText,
+		Columns: c.res.table.Columns(false), OrderBy: order, Limit: limit, Offset: offset, MaxText: pageText,
 		Where: slices.Concat(c.readable(c.res, false), conds, []store.Cond{
 			{SQL: "group_class = 'project' AND owner_uuid <> ?", Args: []any{c.caller.userUUID()}},
 			{SQL: "owner_uuid NOT IN (SELECT uuid FROM groups WHERE group_class = 'project' AND uuid IN (" + reachSQL + "))", Args: reach},
@@ -189,16 +248,20 @@ func (c *call) shared(string) (any, error) {
 			return nil, err
 		}
 		for _, r := range rs {
-			item, err := c.render(r, nil)
+			item, err := c.render(r, sel)
 			if err != nil {
 				return nil, err
 			}
 			items = append(items, item)
 		}
 	}
-	n, err := c.tx.Count(c.res.table, q)
-	if err != nil {
-		return nil, err
+	out := map[string]any{"kind": "arvados#groupList", "offset": offset, "limit": limit, "items": items, "included": []any{}}
+	if exact {
+		n, err := c.tx.Count(c.res.table, q)
+		if err != nil {
+			return nil, err
+		}
+		out["items_available"] = n
 	}
-	return map[string]any{"kind": "arvados#groupList", "offset": offset, "limit": limit, "items": items, "items_available": n, "included": []any{}}, nil
+	return out, nil
 }

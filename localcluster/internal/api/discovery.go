@@ -60,7 +60,11 @@ func (s *Server) describe() {
 		methods := map[string]any{}
 		for _, key := range slices.Sorted(maps.Keys(res.endpoints)) {
 			verb, rest, _ := strings.Cut(key, " ")
-			methods[methodName(verb, rest)] = res.method(verb, rest)
+			// Of two ways to the same, "groups/contents" has the UUID among the
+			// parameters, where it can be left out.
+			if name := methodName(verb, rest); methods[name] == nil {
+				methods[name] = res.method(verb, rest)
+			}
 		}
 		s.discovery.resources[name] = map[string]any{"methods": methods}
 		properties := map[string]any{}
@@ -119,8 +123,11 @@ func (res *resource) method(verb, rest string) map[string]any {
 		parameters["select"] = param("array", "query", false)
 	}
 	switch name {
-	case "list":
+	case "list", "contents", "shared":
 		response += "List"
+		if name == "contents" {
+			parameters["uuid"], parameters["recursive"] = param("string", "query", false), param("boolean", "query", false)
+		}
 		for n, t := range map[string]string{"filters": "array", "where": "object", "order": "array", "distinct": "boolean", "limit": "integer",
 			"offset": "integer", "count": "string", "cluster_id": "string", "bypass_federation": "boolean"} {
 			parameters[n] = param(t, "query", false)
@@ -129,8 +136,11 @@ func (res *resource) method(verb, rest string) map[string]any {
 		parameters["ensure_unique_name"] = param("boolean", "query", false)
 		parameters["cluster_id"] = param("string", "query", false)
 	}
-	if res.trashable && (name == "get" || name == "list") {
+	if (res.trashable || res.name == "container_requests") && slices.Contains([]string{"get", "list", "contents"}, name) {
 		parameters["include_trash"] = param("boolean", "query", false)
+	}
+	if res.name == "collections" && name == "list" {
+		parameters["include_old_versions"] = param("boolean", "query", false)
 	}
 	m := map[string]any{"id": "arvados." + res.name + "." + name, "path": path, "httpMethod": verb, "description": name + " " + res.name,
 		"parameters": parameters, "response": map[string]any{"$ref": response}}

@@ -47,26 +47,41 @@ func (c *call) get(uuid string) (any, error) {
 // until a page is empty.
 const pageText = 32 << 20
 
-func (c *call) list(string) (any, error) {
-	sel, err := c.selection()
-	if err != nil {
-		return nil, err
+// page reads which part of a list is asked for, and whether the number of all
+// items is.
+func (c *call) page() (limit, offset int64, exact bool, err error) {
+	if limit, err = c.number("limit", 100); err != nil {
+		return 0, 0, false, err
 	}
-	limit, err := c.number("limit", 100)
-	if err != nil {
-		return nil, err
+	if offset, err = c.number("offset", 0); err != nil {
+		return 0, 0, false, err
 	}
-	offset, err := c.number("offset", 0)
-	if err != nil {
-		return nil, err
-	}
-	limit = min(limit, maxItemsPerResponse)
 	count := c.params.values["count"].word()
 	if c.params.values["count"].unset() {
 		count = "exact"
 	}
 	if count != "exact" && count != "none" {
-		return nil, raised("ArgumentError", "count parameter must be 'exact' or 'none', not %q", count)
+		return 0, 0, false, raised("ArgumentError", "count parameter must be 'exact' or 'none', not %q", count)
+	}
+	return min(limit, maxItemsPerResponse), offset, count == "exact", nil
+}
+
+// rawOrder is the order parameter, nil if it was not given.
+func (c *call) rawOrder() []byte {
+	if v := c.params.values["order"]; !v.unset() {
+		return v.raw()
+	}
+	return nil
+}
+
+func (c *call) list(string) (any, error) {
+	sel, err := c.selection()
+	if err != nil {
+		return nil, err
+	}
+	limit, offset, exact, err := c.page()
+	if err != nil {
+		return nil, err
 	}
 	q, err := c.listQuery(sel)
 	if err != nil {
@@ -95,7 +110,7 @@ func (c *call) list(string) (any, error) {
 	if c.res.name == "groups" {
 		out["included"] = []any{}
 	}
-	if count == "exact" {
+	if exact {
 		n, err := c.tx.Count(c.res.table, q)
 		if err != nil {
 			return nil, err
@@ -133,11 +148,7 @@ func (c *call) listQuery(sel []string) (store.Query, error) {
 		}
 		conds = append(conds, more...)
 	}
-	var rawOrder []byte
-	if v := c.params.values["order"]; !v.unset() {
-		rawOrder = v.raw()
-	}
-	order, err := query.Order(c.res.table, rawOrder)
+	order, err := query.Order(c.res.table, c.rawOrder())
 	if err != nil {
 		return store.Query{}, raised("ArgumentError", "%s", capital(err))
 	}
@@ -152,7 +163,7 @@ func (c *call) listQuery(sel []string) (store.Query, error) {
 	if distinct && sel != nil {
 		// Only what is selected can be sorted by, and it has to be, for pages to
 		// follow each other.
-		if q.OrderBy, err = query.DistinctOrder(c.res.table, rawOrder, q.Columns); err != nil {
+		if q.OrderBy, err = query.DistinctOrder(c.res.table, c.rawOrder(), q.Columns); err != nil {
 			return store.Query{}, raised("ArgumentError", "%s", capital(err))
 		}
 	}
