@@ -38,6 +38,8 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return runGPUs(args[2:], stdout, stderr)
 	case wire.NVMLRole:
 		return runNVML(args[2:], stdin, stdout, stderr)
+	case "check":
+		return runCheck(args[2:], stdout, stderr)
 	case "keep-mount":
 		return runKeepMount(args[2:], stdout, stderr)
 	}
