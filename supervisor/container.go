@@ -32,6 +32,8 @@ type container struct {
 	stats   *reporter
 	// stopReason is why it was stopped, "" if it was not.
 	stopReason string
+	// oom says that it ran out of memory; "": it did not.
+	oom string
 	// mustEnd is done when the container has to be stopped; its cause says why.
 	// It is there from the container's start on.
 	mustEnd context.Context
@@ -297,27 +299,38 @@ func (r *run) noteStop(reason string) {
 
 // stopContainer ends every process of the container at once. When it returns
 // without error the first one has been reaped.
+//
+// It is logged meanwhile: a log that cannot be written must not let it live.
 func (r *run) stopContainer(ctx context.Context, reason string) error {
+	killed := make(chan error, 1)
+	go func() { killed <- r.killContainer(ctx) }()
 	r.noteStop(reason)
-	return r.killContainer(ctx)
+	return <-killed
 }
 
 // stopGently gives the container the grace period to end after TERM, or less if
-// ctx is done before.
+// another signal comes or ctx is done before.
 func (r *run) stopGently(ctx context.Context, reason string, grace time.Duration, end *ending) error {
 	if grace <= 0 {
 		return r.stopContainer(ctx, reason)
 	}
+	again, over := r.nextSignal(), r.after(grace)
+	err := r.container.process.Signal(syscall.SIGTERM)
+	killed := make(chan error, 1)
+	go func() {
+		select {
+		case <-end.seen:
+		case <-over:
+		case <-again:
+		case <-ctx.Done():
+		}
+		killed <- r.killContainer(ctx)
+	}()
 	r.noteStop(reason)
-	if err := r.container.process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+	if err != nil && !errors.Is(err, os.ErrProcessDone) {
 		r.Log.Printf("error stopping container: %v", err)
 	}
-	select {
-	case <-end.seen:
-	case <-r.after(grace):
-	case <-ctx.Done():
-	}
-	return r.killContainer(ctx)
+	return <-killed
 }
 
 // killContainer ends every process of the container, also when the run is being
@@ -376,7 +389,8 @@ func (r *run) reportEnd(status oci.ExitStatus) {
 	if u.OOMKilled {
 		// These words make workflow runners try again with more memory, so they
 		// must not appear for any other reason.
-		r.Log.Printf("Container ran out of memory: the kernel killed a process in it (limit %d bytes)", r.record.RuntimeConstraints.RAM)
+		r.container.oom = fmt.Sprintf("Container ran out of memory: the kernel killed a process in it (limit %d bytes)", r.record.RuntimeConstraints.RAM)
+		r.Log.Printf("%s", r.container.oom)
 	}
 	if r.Observer != nil {
 		r.Observer.Ended(u)

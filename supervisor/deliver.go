@@ -248,6 +248,7 @@ func (r *run) keepResult(output *unfinished.Collection, logPDH string) {
 // sendFinal sends the final state with everything that belongs to it. The exit
 // code is always there, null when none is known.
 func (r *run) sendFinal(ctx context.Context, logPDH, output string) error {
+	r.isRunning.Store(false)
 	attrs := map[string]any{
 		"state":     r.final,
 		"exit_code": nil,

@@ -41,7 +41,7 @@ func (r *run) finish(ctx context.Context, err error) error {
 	}
 
 	var output output
-	if r.inputs.ready {
+	if r.inputs.ready && !r.taken.Load() {
 		if !r.delivery.away {
 			r.publishInPassing(ctx, captureLogTimeout)
 		}
@@ -158,16 +158,16 @@ func (r *run) recordExitCode(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, exitCodeTimeout)
 	defer cancel()
+	if r.container.oom != "" {
+		if err := r.warn(ctx, warning{source: "memory", text: "container ran out of memory", detail: r.container.oom}); err != nil {
+			r.Log.Printf("error updating container runtime_status: %v", err)
+		}
+	}
 	if err := r.Records.UpdateContainer(ctx, r.UUID, map[string]any{"exit_code": *r.exitCode}); err != nil {
 		r.Log.Printf("ignoring error updating exit_code: %v", err)
 		r.delivery.away = mayPass(err) || errors.Is(err, context.DeadlineExceeded)
 	}
 	return nil
-}
-
-// cost is the time since the run began, in hours, times the instance's price.
-func (r *run) cost() float64 {
-	return r.now().Sub(r.began).Hours() * r.HourlyPrice
 }
 
 // saveFinalLog saves the log for good, and the results on the node's disk before

@@ -76,7 +76,7 @@ func (r *run) startMount(ctx context.Context) error {
 	if !r.inputs.plan.NeedsKeepMount() {
 		return nil
 	}
-	log, err := r.Log.Stream("arv-mount.txt", joblog.StreamOptions{Stamp: true, Mirror: r.Log.Stderr()})
+	log, err := r.Log.Stream("arv-mount.txt", joblog.StreamOptions{Stamp: true, Redact: true, Mirror: r.Log.Stderr()})
 	if err != nil {
 		return err
 	}
@@ -119,15 +119,7 @@ func (r *run) noteMountEnd() {
 // reportMountError publishes the first serious error of the FUSE server. It is
 // called from the goroutine that reads the server's output.
 func (r *run) reportMountError(pattern, line string) {
-	r.background.run(func(ctx context.Context) {
-		err := r.Records.UpdateContainer(ctx, r.UUID, map[string]any{"runtime_status": map[string]string{
-			"warning":       "arv-mount: " + pattern,
-			"warningDetail": line,
-		}})
-		if err != nil {
-			r.Log.Printf("error updating container runtime_status: %v", err)
-		}
-	})
+	r.warnLater(warning{source: "arv-mount", text: "arv-mount: " + pattern, detail: line})
 }
 
 // collections reads the collections of one run, each record only once. It never

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -47,7 +48,10 @@ func (w *world) ends(state string, exitCode any, problem string) {
 // timers replaces time.After; a timer whose duration is in at once is over.
 func (w *world) timers(over ...time.Duration) *[]time.Duration {
 	asked := new([]time.Duration)
+	var mu sync.Mutex
 	w.sup.After = func(d time.Duration) <-chan time.Time {
+		mu.Lock()
+		defer mu.Unlock()
 		*asked = append(*asked, d)
 		if !slices.Contains(over, d) {
 			return nil

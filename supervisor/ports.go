@@ -15,6 +15,7 @@ import (
 	"crunch-oci/keep"
 	"crunch-oci/oci"
 	"crunch-oci/supervisor/joblog"
+	"crunch-oci/supervisor/prices"
 	"crunch-oci/supervisor/rundir"
 	"crunch-oci/supervisor/unfinished"
 )
@@ -56,8 +57,16 @@ type Supervisor struct {
 	// token; CABundle the certificates bound into it, "" for none.
 	APIEnv   map[string]string
 	CABundle string
-	// HourlyPrice of the instance, for the record's cost.
+	// HourlyPrice of the instance, for the record's cost, while no other is known.
 	HourlyPrice float64
+	// ReadPrices reads what the dispatcher has written about prices: at the
+	// beginning, and whenever something comes from Reprice. Both may be nil.
+	ReadPrices func() ([]prices.Price, error)
+	Reprice    <-chan struct{}
+	// NextInterruption waits for the cloud's notice that it will take the
+	// instance away, one after another. Nil: nobody would say. When its error
+	// is not nil there will be no more.
+	NextInterruption func(context.Context) (Interruption, error)
 	// TempDir is where the node keeps temporary files, for node-info.txt.
 	TempDir string
 	// NodeJSON is the content of node.json; nil: no such file.
@@ -192,6 +201,12 @@ type Limits struct {
 	// StopGrace is the time between SIGTERM and SIGKILL when a container is
 	// stopped; 0: SIGKILL at once.
 	StopGrace time.Duration
+}
+
+// Interruption is a cloud's notice that it will take the instance away.
+type Interruption struct {
+	Action string // "terminate", "stop" or "hibernate"
+	Time   time.Time
 }
 
 // Observer is told how the run goes, for somebody who watches it on a terminal.

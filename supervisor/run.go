@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"crunch-oci/arvados"
@@ -68,6 +69,8 @@ type run struct {
 	firstLog string
 
 	background *background
+	costs      costs
+	status     status
 	pids       pids
 
 	// undo holds what must be undone before the final update of the record.
@@ -76,9 +79,13 @@ type run struct {
 	// delivery is about bringing the results home.
 	delivery delivery
 	// final is the state that will be sent at the end.
-	final    string
-	running  bool // the record says Running
-	exitCode *int // as known so far
+	final   string
+	running bool // the record says Running
+	// taken says that somebody else has ended the record: it takes no results.
+	taken atomic.Bool
+	// isRunning is the same for other goroutines, until the final update.
+	isRunning atomic.Bool
+	exitCode  *int // as known so far
 }
 
 // Run takes the container from Locked to its end. It returns nil when the run
@@ -106,10 +113,14 @@ func (e *publicError) Error() string { return e.text }
 func (e *publicError) Unwrap() error { return e.err }
 
 func (s *Supervisor) run(ctx, stop context.Context) error {
+	stop, stopNow := context.WithCancelCause(stop)
+	defer stopNow(nil)
 	r := &run{Supervisor: s, began: s.now(), stop: stop, final: arvados.StateQueued, background: newBackground(ctx)}
 	defer r.background.end()
 	r.background.run(s.Log.Run)
 	r.header()
+	r.loadPrices()
+	r.background.run(r.watchPrices)
 	r.examineHost()
 	early, cancel := mergeDone(ctx, stop)
 	defer cancel()
@@ -120,7 +131,14 @@ func (s *Supervisor) run(ctx, stop context.Context) error {
 		}
 		return err
 	}
+	if s.NextInterruption != nil {
+		r.background.run(r.watchInterruptions)
+	}
+	watch, endWatch := context.WithCancel(r.background.ctx)
+	defer endWatch()
+	r.background.run(func(context.Context) { r.watchRecord(watch, stopNow) })
 	err := r.execute(ctx, early)
+	endWatch()
 	if err != nil {
 		s.Log.Printf("error in Run: %v", err)
 	}
@@ -145,6 +163,7 @@ func (r *run) execute(ctx, early context.Context) error {
 		return err
 	}
 	r.running = true
+	r.isRunning.Store(true)
 	for _, s := range fromRunning {
 		if err := r.take(s, ctx); err != nil {
 			return err

@@ -1,7 +1,6 @@
 package supervisor
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -9,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"crunch-oci/arvados"
 	"crunch-oci/gpu/device"
@@ -70,34 +68,6 @@ func TestStartAdvice(t *testing.T) {
 	}
 	if got := advice(errors.New("exec: no such file or directory")); got != "" {
 		t.Errorf("advice %q although the command is not at fault", got)
-	}
-}
-
-// The price comes from outside; hours and start are the supervisor's.
-func TestCost(t *testing.T) {
-	var vectors []struct {
-		Name         string
-		InstanceType string             `json:"instance_type_env"`
-		Files        [][]map[string]any `json:"price_files_loaded_in_order"`
-		Start, Now   time.Time
-		Cost         float64
-	}
-	readVectors(t, "cost", &vectors)
-	ran := 0
-	for _, v := range vectors {
-		if len(v.Files) > 0 && len(v.Files[0]) > 0 {
-			continue // the price file is not read yet
-		}
-		ran++
-		var price struct{ Price float64 }
-		_ = json.Unmarshal([]byte(v.InstanceType), &price)
-		r := &run{Supervisor: &Supervisor{HourlyPrice: price.Price, Now: func() time.Time { return v.Now }}, began: v.Start}
-		if got := r.cost(); got != v.Cost {
-			t.Errorf("%s: cost %v, want %v", v.Name, got, v.Cost)
-		}
-	}
-	if ran != 4 {
-		t.Errorf("%d vectors without prices that change", ran)
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -120,7 +121,8 @@ func newWorld(t *testing.T) *world {
 	w.closers = append(w.closers, func() error { return runDir.Remove(nil) })
 	w.mounter = &fakeMounter{w: w}
 	w.runtime = &fakeRuntime{w: w, program: writeResult}
-	began, asked := time.Date(2026, 1, 2, 11, 0, 0, 0, time.UTC), 0
+	began := time.Date(2026, 1, 2, 11, 0, 0, 0, time.UTC)
+	var asked atomic.Bool
 	w.sup = &Supervisor{
 		UUID: testUUID, Version: "1.0 (go1.26)", Identity: "uid=0(root) gid=0(root) groups=0(root)",
 		Log: w.newLog(nil), Records: client, Login: func(token string, classes []string) (Account, error) { return account(token, classes), nil },
@@ -142,7 +144,7 @@ func newWorld(t *testing.T) *world {
 		Observer: observer{w},
 		// Every run takes two hours.
 		Now: func() time.Time {
-			if asked++; asked == 1 {
+			if !asked.Swap(true) {
 				return began
 			}
 			return began.Add(2 * time.Hour)

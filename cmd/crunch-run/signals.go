@@ -33,7 +33,7 @@ func watchSignals(terminal bool) (ctx, stop context.Context, next func() <-chan 
 	// Asking for it makes writing to a closed stdout or stderr an error instead
 	// of the end of the program. Ignoring it would do that to the container too.
 	// The others are a dispatcher's: USR1 asks for the log before there is one,
-	// USR2 for prices that are not read yet. Neither must end the container.
+	// USR2 for prices before anybody reads them. Neither must end the container.
 	survived := make(chan os.Signal, 1)
 	signal.Notify(survived, syscall.SIGPIPE, syscall.SIGUSR1, syscall.SIGUSR2)
 	done := make(chan struct{})
@@ -44,8 +44,8 @@ func watchSignals(terminal bool) (ctx, stop context.Context, next func() <-chan 
 				if terminal && stop.Err() != nil {
 					giveUp(fmt.Errorf("caught signal again: %v", sig))
 				}
+				more.announce() // first, so that who hears of the stop can wait for the next
 				stopNow(fmt.Errorf("caught signal: %v", sig))
-				more.announce()
 			case <-done:
 				return
 			}

@@ -73,7 +73,7 @@ func (s supervision) run() int {
 		return fail(s.stderr, 1, "%v", err)
 	}
 	s.inherited.Accept()
-	job.OnLog, job.NextSignal = saveOnSignal(ctx), next
+	job.OnLog, job.NextSignal, job.Reprice = saveOnSignal(ctx), next, events(ctx, syscall.SIGUSR2)
 	fmt.Fprintf(s.stderr, "crunch-run %s started\n", programVersion())
 	if err := pause(stop, s.flags.Sleep); err != nil {
 		return fail(s.stderr, 1, "%s: %v", s.flags.UUID, err)
@@ -209,6 +209,28 @@ func saveOnSignal(ctx context.Context) func(*joblog.Log) {
 			}
 		}()
 	}
+}
+
+// events tells of a signal, until ctx ends. Several in short succession are one.
+func events(ctx context.Context, sig os.Signal) <-chan struct{} {
+	signals, told := make(chan os.Signal, 1), make(chan struct{})
+	signal.Notify(signals, sig)
+	go func() {
+		defer signal.Stop(signals)
+		for {
+			select {
+			case <-signals:
+			case <-ctx.Done():
+				return
+			}
+			select {
+			case told <- struct{}{}:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return told
 }
 
 // programVersion is the version as the log shows it.

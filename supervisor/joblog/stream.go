@@ -2,6 +2,7 @@ package joblog
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -11,6 +12,9 @@ import (
 type StreamOptions struct {
 	// Stamp puts a time stamp before every line of the file.
 	Stamp bool
+	// Redact takes secrets out of every line, which is then passed on only when
+	// it is whole. Not for what users' programs write.
+	Redact bool
 	// Tee gets the bytes as they come, before the file does. Mirror gets what
 	// the file gets, stamps included. Their errors are ignored: a terminal that
 	// has gone must not cost a line of the log.
@@ -27,6 +31,9 @@ type Stream struct {
 	tee   io.Writer
 	copy  io.Writer
 	stamp *stamper
+	// redact is nil, or takes secrets out of a line.
+	redact func(string) string
+	whole  lines // for redact
 
 	end     sync.Once
 	closing chan struct{} // closed by Close
@@ -62,6 +69,9 @@ func (l *Log) Stream(name string, o StreamOptions) (*Stream, error) {
 	if o.Stamp {
 		s.stamp = &stamper{now: l.now}
 	}
+	if o.Redact {
+		s.redact = l.Redact
+	}
 	l.streams[name] = s
 	return s, nil
 }
@@ -86,12 +96,11 @@ func (s *Stream) Write(p []byte) (int, error) {
 	if s.tee != nil {
 		s.tee.Write(p) //nolint:errcheck // see StreamOptions
 	}
-	var n int
-	var err error
-	if s.stamp != nil {
-		n, err = s.stamp.write(p, s.append)
-	} else if err = s.append(p); err == nil {
-		n = len(p)
+	n, err := len(p), error(nil)
+	if s.redact != nil {
+		s.whole.write(p, func(piece []byte, _ bool) { err = errors.Join(err, s.putRedacted(piece)) })
+	} else {
+		n, err = s.pass(p)
 	}
 	if err != nil {
 		err = fmt.Errorf("write to log file %s: %w", s.name, err)
@@ -100,6 +109,31 @@ func (s *Stream) Write(p []byte) (int, error) {
 		}
 	}
 	return n, err
+}
+
+// pass appends p with time stamps, if the file has them.
+func (s *Stream) pass(p []byte) (int, error) {
+	if s.stamp != nil {
+		return s.stamp.write(p, s.append)
+	}
+	if err := s.append(p); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+func (s *Stream) putRedacted(line []byte) error {
+	_, err := s.pass([]byte(s.redact(string(line))))
+	return err
+}
+
+// flush passes on an unterminated last line.
+func (s *Stream) flush() {
+	s.whole.rest(func(piece []byte, _ bool) {
+		if err := s.putRedacted(piece); err != nil && s.failed == nil {
+			s.failed = err
+		}
+	})
 }
 
 func (s *Stream) append(p []byte) error {
@@ -116,6 +150,7 @@ func (s *Stream) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.state == streamOpen {
+		s.flush()
 		s.state = streamClosed
 	}
 	return s.failed
@@ -125,6 +160,7 @@ func (s *Stream) drop() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.state == streamOpen {
+		s.flush()
 		s.state = streamDropped
 	}
 }

@@ -1,7 +1,6 @@
 package wire
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/user"
@@ -61,16 +60,6 @@ func mergeEnv(environ []string, set map[string]string) []string {
 		merged = append(merged, k+"="+v)
 	}
 	return merged
-}
-
-// hourlyPrice reads the price of the instance from the dispatcher's description
-// of it. Unknown is 0.
-func hourlyPrice(instanceType string) float64 {
-	var t struct{ Price float64 }
-	if json.Unmarshal([]byte(instanceType), &t) != nil {
-		return 0
-	}
-	return t.Price
 }
 
 // identity describes the user and groups of this process, as id(1) does.

@@ -19,8 +19,5 @@ func (j Job) keepstoreNote() string {
 // was asked for that this version does not do. Nothing is dropped silently.
 func (j Job) notes() (lines []string) {
 	lines = append(append(lines, j.ClusterFile.Notes...), j.keepstoreNote())
-	if j.Message != nil && j.Message.EC2SpotCheck {
-		lines = append(lines, "Not checking for spot instance interruptions (this version cannot)")
-	}
 	return lines
 }

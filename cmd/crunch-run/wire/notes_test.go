@@ -21,7 +21,6 @@ func TestNotes(t *testing.T) {
 			Job{Message: &config.Message{KeepBuffers: 2, EC2SpotCheck: true}},
 			[]string{
 				"not starting a local keepstore process because this version has none",
-				"Not checking for spot instance interruptions (this version cannot)",
 			},
 		},
 	} {

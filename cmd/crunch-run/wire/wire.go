@@ -19,6 +19,7 @@ import (
 	"crunch-oci/supervisor"
 	"crunch-oci/supervisor/config"
 	"crunch-oci/supervisor/joblog"
+	"crunch-oci/supervisor/prices"
 	"crunch-oci/supervisor/rundir"
 	"crunch-oci/supervisor/unfinished"
 )
@@ -50,6 +51,8 @@ type Job struct {
 	Observer supervisor.Observer
 	// NextSignal returns a channel that is closed at the next stop signal.
 	NextSignal func() <-chan struct{}
+	// Reprice tells that there may be new prices.
+	Reprice <-chan struct{}
 	// OnLog, if not nil, gets the log as soon as there is one.
 	OnLog func(*joblog.Log)
 }
@@ -141,7 +144,9 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 		Gateway:       entrance,
 		APIEnv:        j.apiEnv(),
 		CABundle:      j.caBundle(),
-		HourlyPrice:   hourlyPrice(j.Env.InstanceType),
+		HourlyPrice:   prices.OfInstanceType(j.Env.InstanceType),
+		ReadPrices:    j.readPrices,
+		Reprice:       j.Reprice,
 		TempDir:       j.Env.TempDir,
 		StatsInterval: j.Flags.CrunchstatInterval,
 		MarkBroken:    j.markBroken(log),
@@ -151,6 +156,7 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 		NextSignal:    j.NextSignal,
 		Observer:      j.Observer,
 	}
+	s.NextInterruption = j.interruptions(log)
 	if j.Env.InstanceType != "" {
 		s.NodeJSON = []byte(j.Env.InstanceType)
 	}
