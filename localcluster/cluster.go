@@ -9,6 +9,7 @@ package localcluster
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -34,7 +35,8 @@ type Options struct {
 	// Dir is where everything is kept; made if missing, with mode 0700. One
 	// process at a time may use it.
 	Dir string
-	// Listen is the address of the API. "" means 127.0.0.1:0, a free port.
+	// Listen is the address of the API. "" means 127.0.0.1:0. Port 0 means the
+	// one of the last start in Dir, or else a free one.
 	Listen string
 	// AlsoListen are further host addresses, without ports, where the cluster
 	// can be reached: a bridge's, for containers that use the API.
@@ -149,7 +151,7 @@ func (c *Cluster) start(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	if err := c.listen(ctx, o); err != nil {
+	if err := c.listenAgain(ctx, o, db); err != nil {
 		return err
 	}
 	certificate, err := c.certificate()
@@ -221,8 +223,39 @@ const logCache = 2 * keep.MaxBlockSize
 // maxBlockBuffers bounds the memory of block requests: 64 MiB each.
 const maxBlockBuffers = 8
 
-// listen opens both ports on each address.
-func (c *Cluster) listen(ctx context.Context, o Options) error {
+// ports are where the cluster listened last.
+type ports struct{ API, Keep int }
+
+// listenAgain is listen with the ports of the last start, if they are free, for
+// clients that were told of them.
+func (c *Cluster) listenAgain(ctx context.Context, o Options, db *store.DB) error {
+	var last ports
+	if err := db.View(ctx, func(tx *store.Tx) error {
+		saved, err := tx.Setting("ports")
+		if err == nil && saved != "" {
+			err = json.Unmarshal([]byte(saved), &last)
+		}
+		return err
+	}); err != nil {
+		return fmt.Errorf("ports of the last start: %w", err)
+	}
+	if err := c.listen(ctx, o, last); err != nil {
+		return err
+	}
+	now := ports{c.addrs[0].api.Addr().(*net.TCPAddr).Port, c.addrs[0].keepPort()}
+	if now == last {
+		return nil
+	}
+	saved, err := json.Marshal(now)
+	if err != nil {
+		return err
+	}
+	return db.Update(ctx, func(tx *store.Tx) error { return tx.SetSetting("ports", string(saved)) })
+}
+
+// listen opens both ports on each address, on the first one those of last where
+// any will do.
+func (c *Cluster) listen(ctx context.Context, o Options, last ports) error {
 	var lc net.ListenConfig
 	open := func(addr string) (net.Listener, error) {
 		l, err := lc.Listen(ctx, "tcp", addr)
@@ -237,9 +270,20 @@ func (c *Cluster) listen(ctx context.Context, o Options) error {
 		})
 		return l, nil
 	}
-	host, _, err := net.SplitHostPort(o.Listen)
+	openOr := func(host string, port int, other string) (net.Listener, error) {
+		if port != 0 {
+			if l, err := open(net.JoinHostPort(host, strconv.Itoa(port))); err == nil {
+				return l, nil
+			}
+		}
+		return open(other)
+	}
+	host, port, err := net.SplitHostPort(o.Listen)
 	if err != nil {
 		return fmt.Errorf("address to listen on: %w", err)
+	}
+	if port != "0" {
+		last.API = 0 // it is said which
 	}
 	addrs := []string{o.Listen}
 	for _, h := range o.AlsoListen {
@@ -247,13 +291,13 @@ func (c *Cluster) listen(ctx context.Context, o Options) error {
 	}
 	for i, addr := range addrs {
 		if i > 0 {
-			host = o.AlsoListen[i-1]
+			host, last = o.AlsoListen[i-1], ports{}
 		}
 		var a listenAddr
-		if a.api, err = open(addr); err != nil {
+		if a.api, err = openOr(host, last.API, addr); err != nil {
 			return err
 		}
-		if a.keep, err = open(net.JoinHostPort(host, "0")); err != nil {
+		if a.keep, err = openOr(host, last.Keep, net.JoinHostPort(host, "0")); err != nil {
 			return err
 		}
 		c.addrs = append(c.addrs, a)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -148,5 +149,41 @@ func TestConfigFile(t *testing.T) {
 		if err := c.Close(); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// Started again, a cluster is where it was, unless somebody else has taken the
+// place.
+func TestPortsStay(t *testing.T) {
+	o := Options{Dir: t.TempDir(), NoSync: true}
+	again := func() (host, keep string) {
+		t.Helper()
+		c, err := Start(t.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		clientOf(t, c, c.UserToken()).must("GET", "users/current", nil)
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return c.Host(), c.KeepURL()
+	}
+	// In between another program may be given the port; not again and again.
+	stayed := false
+	host, keep := again()
+	for range 10 {
+		h, k := again()
+		stayed = stayed || h == host && k == keep
+		host, keep = h, k
+	}
+	if !stayed {
+		t.Error("it is somewhere else after each start")
+	}
+	taken, err := net.Listen("tcp", host)
+	if err == nil { // else it is taken already
+		defer taken.Close()
+	}
+	if h, _ := again(); h == host {
+		t.Errorf("listens where somebody else does: %s", host)
 	}
 }

@@ -37,7 +37,8 @@ it holds the system root token.
 
 Options:
   --dir DIR           where everything is kept; made if missing (required)
-  --listen HOST:PORT  address of the API (default 127.0.0.1:0, a free port)
+  --listen HOST:PORT  address of the API (default 127.0.0.1:0). Port 0 is the one
+                      of the last start, if it is free, or else any free one
   --dispatch N        run queued containers on this machine, N at a time, those
                       of highest priority first (default 0: leave them to other
                       dispatchers). Needs root. A container that waits for its
@@ -97,6 +98,7 @@ func runCluster(args []string, stdout, stderr io.Writer) int {
 	if held.Host != "" {
 		apiHost = cluster.HostAt(held.Host)
 	}
+	log.Info("the cluster is ready; Ctrl-C stops it", "api", "https://"+cluster.Host()+"/", "dir", *dir, "dispatch", *slots)
 	err = errors.Join(runQueue(ctx, stop, cluster, apiHost, *slots, stderr), cluster.Close())
 	if err != nil {
 		return fail(stderr, 1, "crunch-run cluster: %v", err)
