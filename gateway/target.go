@@ -26,7 +26,8 @@ type Target interface {
 
 // Command is what a session runs.
 type Command struct {
-	// Args are the program and its arguments; none: the account's login shell.
+	// Args are the program and its arguments; none: a login shell, which is
+	// /bin/bash, or without it the account's, or /bin/sh.
 	Args []string
 	// Env is set on top of the container's environment: "NAME=value".
 	Env []string
@@ -57,6 +58,9 @@ type Process interface {
 	Wait(ctx context.Context) (int, error)
 	// Kill ends the command and everything it has started.
 	Kill() error
+	// Close gives up the streams, as must be done in the end: a terminal is hung
+	// up. It does not end the command.
+	Close() error
 }
 
 // ExecError says why a command was not started, and the exit code that stands

@@ -32,6 +32,8 @@ packages() {
 		qemu-system-x86
 		openssh-server
 		openssh-client
+		python3-paramiko
+		tmux
 	" ;;
 	dispatchers) echo "slurmctld slurmd slurm-client munge" ;;
 	*) echo "deps.sh: unknown group '$1' (build, run, test or dispatchers)" >&2; exit 2 ;;

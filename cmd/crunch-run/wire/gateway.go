@@ -7,6 +7,7 @@ import (
 
 	"crunch-oci/arvados"
 	"crunch-oci/gateway"
+	"crunch-oci/gateway/sshd"
 	"crunch-oci/internal/undo"
 	"crunch-oci/keep"
 	"crunch-oci/oci"
@@ -54,5 +55,20 @@ type door struct {
 	ssh    gateway.SSHServer
 }
 
+// newDoor returns a door behind which there is nothing yet.
+func newDoor(log *joblog.Log, cleanup *undo.Stack) (*door, error) {
+	target := new(gateway.Deferred)
+	shells, err := sshd.New(sshd.Config{Target: target, Logf: log.Printf})
+	if err != nil {
+		return nil, err
+	}
+	cleanup.Add("end detached shells", func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, gatewayEnd)
+		defer cancel()
+		return shells.Close(ctx)
+	})
+	return &door{target: target, ssh: shells}, nil
+}
+
 // open makes a container reachable. It may not have been started yet.
-func (d *door) open(c *oci.Container) { d.target.Set(inside{c}) }
+func (d *door) open(c *oci.Container) { d.target.Set(Inside(c)) }

@@ -13,7 +13,6 @@ import (
 
 	"crunch-oci/arvados"
 	"crunch-oci/cgroups"
-	"crunch-oci/gateway"
 	"crunch-oci/internal/undo"
 	"crunch-oci/keep"
 	"crunch-oci/supervisor"
@@ -88,7 +87,10 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 	for _, line := range j.notes() {
 		log.Printf("%s", line)
 	}
-	door := &door{target: new(gateway.Deferred)}
+	door, err := newDoor(log, &cleanup)
+	if err != nil {
+		return err
+	}
 	entrance := j.startGateway(ctx, api, facts.tls, log, files, door, &cleanup)
 	early, cancel := endedBy(ctx, stop)
 	dir, err := rundir.Create(early, j.Site.RuntimeDir, j.UUID, removers)

@@ -1,0 +1,5 @@
+//go:build seccomp
+
+package sshd_test
+
+const seccompBuilt = true
