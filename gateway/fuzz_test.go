@@ -59,7 +59,7 @@ func FuzzRequest(f *testing.F) {
 			client.Write(data)
 			client.Write([]byte("\r\n\r\n"))
 		})
-		client.SetReadDeadline(time.Now().Add(300 * time.Millisecond)) // it may wait for more
+		client.SetReadDeadline(time.Now().Add(20 * time.Millisecond)) // it may wait for more
 		answer, _ := io.ReadAll(client)
 		client.Close()
 		writing.Wait()
