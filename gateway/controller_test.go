@@ -13,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/hashicorp/yamux"
 )
 
 // patience is for watchdogs, not for measuring.
@@ -80,7 +82,33 @@ type controller struct {
 }
 
 func to(t testing.TB, s *Server) *controller {
-	return &controller{t, s.config.Secret, func() (net.Conn, error) { return net.Dial("tcp", s.Address()) }}
+	dial := func() (net.Conn, error) { return net.Dial("tcp", s.Address()) }
+	if session, ok := sessions.Load(s); ok {
+		dial = func() (net.Conn, error) { return session.(*yamux.Session).Open() }
+	}
+	return &controller{t, s.config.Secret, dial}
+}
+
+// sessions are the tunnels of those servers that have one.
+var sessions sync.Map
+
+// opener is open, or opens a server behind a tunnel.
+type opener func(*testing.T, func(*Config, *limits)) (*Server, *logbook)
+
+// everyWay runs a test on a server that the controller connects to, and on one
+// behind a tunnel.
+func everyWay(t *testing.T, test func(t *testing.T, open opener)) {
+	t.Run("direct", func(t *testing.T) {
+		test(t, func(t *testing.T, change func(*Config, *limits)) (*Server, *logbook) { return open(t, change) })
+	})
+	t.Run("tunnel", func(t *testing.T) {
+		test(t, func(t *testing.T, change func(*Config, *limits)) (*Server, *logbook) {
+			s, book, cl := openTunnel(t, change)
+			sessions.Store(s, cl.session(t))
+			t.Cleanup(func() { sessions.Delete(s) })
+			return s, book
+		})
+	})
 }
 
 // line is one authenticated connection.

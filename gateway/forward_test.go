@@ -61,7 +61,9 @@ func rawService(t testing.TB, answer string) (port string, requests <-chan strin
 	return port, got
 }
 
-func TestForwardVector(t *testing.T) {
+func TestForwardVector(t *testing.T) { everyWay(t, testForwardVector) }
+
+func testForwardVector(t *testing.T, open opener) {
 	v := spec(t).Forward
 	port, requests := rawService(t, v.Answers)
 	s, _ := open(t, nil)
@@ -166,7 +168,9 @@ func TestForwardedRequests(t *testing.T) {
 }
 
 // What the controller sees of replies of all kinds.
-func TestForwardedReplies(t *testing.T) {
+func TestForwardedReplies(t *testing.T) { everyWay(t, testForwardedReplies) }
+
+func testForwardedReplies(t *testing.T, open opener) {
 	for name, c := range map[string]struct {
 		answer string
 		method string
@@ -241,7 +245,9 @@ func TestForwardedReplies(t *testing.T) {
 
 // Events arrive one by one, and so do the first bytes of a reply that never
 // ends.
-func TestEventStream(t *testing.T) {
+func TestEventStream(t *testing.T) { everyWay(t, testEventStream) }
+
+func testEventStream(t *testing.T, open opener) {
 	next, gone := make(chan string), make(chan bool)
 	port := service(t, func(w http.ResponseWriter, r *http.Request) {
 		defer close(gone)
@@ -281,7 +287,9 @@ func TestEventStream(t *testing.T) {
 }
 
 // A request and its reply flow at the same time.
-func TestBothWaysAtOnce(t *testing.T) {
+func TestBothWaysAtOnce(t *testing.T) { everyWay(t, testBothWaysAtOnce) }
+
+func testBothWaysAtOnce(t *testing.T, open opener) {
 	port := service(t, func(w http.ResponseWriter, r *http.Request) {
 		http.NewResponseController(w).EnableFullDuplex()
 		w.WriteHeader(200)
@@ -316,7 +324,9 @@ func TestBothWaysAtOnce(t *testing.T) {
 
 // A service may answer without reading, and the next request is not mistaken
 // for the rest of this one.
-func TestEarlyReply(t *testing.T) {
+func TestEarlyReply(t *testing.T) { everyWay(t, testEarlyReply) }
+
+func testEarlyReply(t *testing.T, open opener) {
 	port, _ := rawServiceNoBody(t, "HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nno\n")
 	s, _ := open(t, nil)
 	l := to(t, s).connect()
@@ -361,7 +371,9 @@ func rawServiceNoBody(t testing.TB, answer string) (string, net.Listener) {
 }
 
 // The body is asked for when the service wants it, and not otherwise.
-func TestExpectContinue(t *testing.T) {
+func TestExpectContinue(t *testing.T) { everyWay(t, testExpectContinue) }
+
+func testExpectContinue(t *testing.T, open opener) {
 	port := service(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/no" {
 			w.WriteHeader(http.StatusForbidden)
@@ -397,9 +409,11 @@ func TestExpectContinue(t *testing.T) {
 	}
 }
 
-// 64 MiB up and down arrive as they were.
-func TestLargeBodies(t *testing.T) {
-	const size = 64 << 20
+// 16 MiB up and down arrive as they were.
+func TestLargeBodies(t *testing.T) { everyWay(t, testLargeBodies) }
+
+func testLargeBodies(t *testing.T, open opener) {
+	const size = 16 << 20
 	port := service(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Length", fmt.Sprint(r.ContentLength))
 		http.NewResponseController(w).EnableFullDuplex()

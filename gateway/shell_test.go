@@ -28,7 +28,9 @@ func ask(t *testing.T, l *line, request string) string {
 	return got.String()
 }
 
-func TestSSHUpgradeBytes(t *testing.T) {
+func TestSSHUpgradeBytes(t *testing.T) { everyWay(t, testSSHUpgradeBytes) }
+
+func testSSHUpgradeBytes(t *testing.T, open opener) {
 	v := spec(t)
 	ssh := &fakeSSH{}
 	s, book := open(t, func(c *Config, _ *limits) { c.SSH = ssh })

@@ -23,7 +23,9 @@ type wire struct {
 
 func (w wire) Read(p []byte) (int, error) { return w.r.Read(p) }
 
-func TestWebSocketEcho(t *testing.T) {
+func TestWebSocketEcho(t *testing.T) { everyWay(t, testWebSocketEcho) }
+
+func testWebSocketEcho(t *testing.T, open opener) {
 	ended := make(chan bool, 1)
 	server := httptest.NewServer(websocket.Server{Handler: func(c *websocket.Conn) {
 		for {
@@ -99,6 +101,10 @@ func upgrader(t *testing.T, header string, speak func(c *net.TCPConn, r *bufio.R
 }
 
 func TestUpgradeHeadersAndBufferedBytes(t *testing.T) {
+	everyWay(t, testUpgradeHeadersAndBufferedBytes)
+}
+
+func testUpgradeHeadersAndBufferedBytes(t *testing.T, open opener) {
 	port := upgrader(t, "Connection: keep-alive, upgrade\r\nUpgrade: Own/1\r\nX-Own: 1\r\nX-Own: 2\r\nX-Arvados-Authorization-Response: forged\r\n", func(c *net.TCPConn, r *bufio.Reader) {
 		io.Copy(c, r)
 	})
@@ -118,7 +124,9 @@ func TestUpgradeHeadersAndBufferedBytes(t *testing.T) {
 }
 
 // Either side may say its last while the other goes on.
-func TestUpgradeHalfClose(t *testing.T) {
+func TestUpgradeHalfClose(t *testing.T) { everyWay(t, testUpgradeHalfClose) }
+
+func testUpgradeHalfClose(t *testing.T, open opener) {
 	t.Run("client first", func(t *testing.T) {
 		port := upgrader(t, "Connection: upgrade\r\nUpgrade: own\r\n", func(c *net.TCPConn, r *bufio.Reader) {
 			all, err := io.ReadAll(r)
@@ -155,7 +163,9 @@ func TestUpgradeHalfClose(t *testing.T) {
 }
 
 // Who has closed one direction and is silent in the other has gone away.
-func TestUpgradeEndsWithASilentPeer(t *testing.T) {
+func TestUpgradeEndsWithASilentPeer(t *testing.T) { everyWay(t, testUpgradeEndsWithASilentPeer) }
+
+func testUpgradeEndsWithASilentPeer(t *testing.T, open opener) {
 	gone := make(chan bool, 1)
 	port := upgrader(t, "Connection: upgrade\r\nUpgrade: own\r\n", func(c *net.TCPConn, r *bufio.Reader) {
 		c.CloseWrite()
