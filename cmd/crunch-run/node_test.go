@@ -30,6 +30,7 @@ type node struct {
 	// netns is the path of the network namespace that the program is run in; "" is
 	// the machine's.
 	netns string
+	env   []string // further settings
 }
 
 var nodeCount atomic.Int64
@@ -67,12 +68,12 @@ func (n *node) tmp() string        { return filepath.Join(n.dir, "tmp") }
 
 // settings are the variables that make this node.
 func (n *node) settings() []string {
-	return []string{
+	return append([]string{
 		"CRUNCH_RUN_STORE_DIR=" + n.store(), "CRUNCH_RUN_LOCAL_DIR=" + n.results(), "CRUNCH_RUN_RUNTIME_DIR=" + n.runtime(), "CRUNCH_RUN_UNFINISHED_DIR=" + n.unfinished(),
 		"CRUNCH_RUN_LOCK_DIR=" + n.locks(), "CRUNCH_RUN_CGROUP_BASE=" + n.cgroup,
 		// The bridge is tested in a network namespace of its own.
 		"CRUNCH_RUN_NETWORK=none", "TMPDIR=" + n.tmp(),
-	}
+	}, n.env...)
 }
 
 // mustBeClean fails the test unless everything that the program made on the node
@@ -110,8 +111,8 @@ func (n *node) leftovers() (left []string, err error) {
 			err = errors.Join(err, err3)
 		}
 		for _, e := range entries {
-			if e.Name() == "crunch-run-all.lock" {
-				continue // empty, and meant to stay
+			if e.Name() == "crunch-run-all.lock" || e.Name() == gpuLocks {
+				continue // meant to stay
 			}
 			left = append(left, "file "+filepath.Join(dir, e.Name()))
 		}

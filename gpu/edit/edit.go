@@ -93,9 +93,14 @@ var (
 // Apply changes a specification. The request is at fault (device.ErrRequest) if
 // one of its own mounts is where a driver file must be.
 func (e *Edits) Apply(spec *specs.Spec) (notes []string, err error) {
-	c := cdispec.ContainerEdits{Env: e.Env, AdditionalGIDs: e.Groups}
+	c := cdispec.ContainerEdits{Env: e.Env, AdditionalGIDs: slices.Clone(e.Groups)}
 	for _, n := range e.Nodes {
 		mode := fileMode(n.Mode)
+		// Also for users other than root: the container is not in the node's
+		// groups, which have other numbers in the image anyway.
+		if owner, others := n.Mode>>6&0o6, n.Mode&0o6; others != owner && !slices.Contains(c.AdditionalGIDs, n.GID) {
+			c.AdditionalGIDs = append(c.AdditionalGIDs, n.GID)
+		}
 		c.DeviceNodes = append(c.DeviceNodes, &cdispec.DeviceNode{
 			Path: n.Path, HostPath: n.Path, Type: "c", Major: n.Major, Minor: n.Minor,
 			FileMode: &mode, Permissions: "rwm", UID: &n.UID, GID: &n.GID,

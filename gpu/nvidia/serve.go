@@ -24,10 +24,11 @@ func Serve(in io.Reader, out io.Writer, path string, h host.Host) error {
 	if path != "" {
 		options = append(options, nvml.WithLibraryPath(path))
 	}
-	return serve(in, out, nvml.New(options...), h)
+	return ServeLibrary(in, out, nvml.New(options...), h)
 }
 
-func serve(in io.Reader, out io.Writer, lib nvml.Interface, h host.Host) error {
+// ServeLibrary is Serve with a library that is there.
+func ServeLibrary(in io.Reader, out io.Writer, lib nvml.Interface, h host.Host) error {
 	s := &server{lib: library{lib}, out: json.NewEncoder(out)}
 	if ret := lib.Init(); ret != nvml.SUCCESS {
 		return s.send(message{Error: s.lib.initFailure(ret), NoDriver: true})

@@ -1,0 +1,230 @@
+package main_test
+
+import (
+	"archive/tar"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+
+	"crunch-oci/gpu/gputest"
+)
+
+// gpuImage is busybox, a C library and the program of package gputest: an image
+// without anything of a GPU driver.
+func gpuImage(t testing.TB, config map[string]any) string {
+	t.Helper()
+	l := newLayer()
+	files := gputest.Probe(t)
+	for _, name := range []string{"lib64/ld-linux-x86-64.so.2", "lib/x86_64-linux-gnu/libc.so.6", "usr/bin/gpuprobe"} {
+		l.add(tar.Header{Name: name, Mode: 0o755}, string(files[name]))
+	}
+	path := filepath.Join(t.TempDir(), "gpu.tar")
+	writeFile(t, path, testImage{layers: [][]byte{busyboxLayer(t), l.bytes()}, config: config, tag: "gpu:1"}.dockerSave())
+	return path
+}
+
+// newGPUNode is a node with a stand-in driver of four GPUs.
+func newGPUNode(t testing.TB) (*node, *gputest.Tree) {
+	t.Helper()
+	n := newNode(t)
+	driver := gputest.New(t, 4)
+	n.env = append(n.env, "CRUNCH_RUN_GPU_DRIVER_ROOT="+driver.Root)
+	return n, driver
+}
+
+// A container that asks for two of four GPUs gets two that are near to each
+// other, with the driver, and no access to the others.
+func TestLocalGPUs(t *testing.T) {
+	t.Parallel()
+	n, _ := newGPUNode(t)
+	image := gpuImage(t, nil)
+	res := n.local(t, "--verbose", "--image", image, "--gpus", "2", "--", "sh", "-c",
+		"gpuprobe /dev/nvidia0 /dev/nvidia1 /dev/nvidia2 /dev/nvidiactl /dev/nvidia-uvm 195:2 195:255; nvidia-smi; ls /dev/nvidia*; cat /etc/ld.so.conf.d/*gpu.conf; echo $NVIDIA_VISIBLE_DEVICES $CUDA_VISIBLE_DEVICES; cat /lib/firmware/nvidia/*/gsp_ga10x.bin; touch /usr/bin/nvidia-smi; true")
+	want := `libcuda.so.1: 0 from /usr/lib/x86_64-linux-gnu/libcuda.so.1
+libcuda.so: 0 from /usr/lib/x86_64-linux-gnu/libcuda.so.1
+open /dev/nvidia0: No such device or address
+open /dev/nvidia1: No such device or address
+open /dev/nvidia2: No such file or directory
+open /dev/nvidiactl: No such device or address
+open /dev/nvidia-uvm: No such device or address
+open 195:2: Operation not permitted
+open 195:255: No such device or address
+stand-in nvidia-smi
+/dev/nvidia-uvm
+/dev/nvidia-uvm-tools
+/dev/nvidia0
+/dev/nvidia1
+/dev/nvidiactl
+# GPU driver of the node, given to this container by crunch-run
+/usr/lib/x86_64-linux-gnu
+void
+firmware`
+	if res.stdout != want {
+		t.Errorf("the container says\n%s\nwant\n%s", res.stdout, want)
+	}
+	if !strings.Contains(res.stderr, "Read-only file system") {
+		t.Errorf("files of the driver can be written to:\n%s", res.stderr)
+	}
+	for _, line := range []string{
+		"GPU 0: Stand-in A100, GPU-00000000-0000-0000-0000-000000000000, 40960 MiB, 8.0, driver 550.54.15 (12.4)",
+		"GPU 1: Stand-in A100, GPU-00000000-0000-0000-0000-000000000001, ",
+		"Maximum GPU 1 memory usage was 5%, 2147483648/42949672960 bytes",
+	} {
+		if !strings.Contains(res.stderr, line) {
+			t.Errorf("no %q in\n%s", line, res.stderr)
+		}
+	}
+	stats := n.localLog(t, "crunchstat.txt")
+	for _, line := range []string{` gpu:0 40 util 1073741824 mem 42949672960 total 250\.500 watts\n`, ` gpu:1 41 util 2147483648 mem 42949672960 total 250\.501 watts\n`} {
+		if n := len(regexp.MustCompile(line).FindAllString(stats, -1)); n < 2 {
+			t.Errorf("%d lines %q in crunchstat.txt:\n%s", n, line, stats)
+		}
+	}
+}
+
+// Without asking there is no trace of a GPU, and the driver is not touched.
+func TestLocalWithoutGPUs(t *testing.T) {
+	t.Parallel()
+	n, driver := newGPUNode(t)
+	driver.Conf("init", "1000") // NVML would crash
+	image := gpuImage(t, map[string]any{"Env": []string{"PATH=/bin:/usr/bin", "NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_DRIVER_CAPABILITIES=all"}})
+	res := n.local(t, "--image", image, "--", "sh", "-c", "gpuprobe /dev/nvidia0 195:0 195:255 510:0; ls /dev/nvidia* /usr/bin/nvidia-smi 2>&1; true")
+	want := `libcuda.so.1: libcuda.so.1: cannot open shared object file: No such file or directory
+libcuda.so: libcuda.so: cannot open shared object file: No such file or directory
+open /dev/nvidia0: No such file or directory
+open 195:0: Operation not permitted
+open 195:255: Operation not permitted
+open 510:0: Operation not permitted
+`
+	if !strings.HasPrefix(res.stdout, want) || strings.Count(res.stdout, "No such file") != 5 {
+		t.Errorf("the container says\n%s\nwant\n%s", res.stdout, want)
+	}
+}
+
+// Containers of one node do not get the same GPUs, and who finds none free is
+// told who has them.
+func TestGPUsAreNotShared(t *testing.T) {
+	t.Parallel()
+	n, _ := newGPUNode(t)
+	image := gpuImage(t, nil)
+	first := n.start(t, run{args: []string{"local", "--image", image, "--gpus", "3", "--", "sh", "-c", "echo ready; cat /proc/mounts >/dev/null; sleep 1000"}})
+	first.stdout.mustSay(t, "ready")
+	second := n.local(t, "--image", image, "--gpus", "1", "--", "sh", "-c", "ls /dev/nvidia[0-9]")
+	if second.stdout != "/dev/nvidia3\n" {
+		t.Errorf("the second container has %q", second.stdout)
+	}
+	third := n.run(t, "local", "--image", image, "--gpus", "2", "--", "true")
+	if third.code != 125 || !strings.Contains(third.stderr, "this node's GPUs are in use: it needs 2, of 4 that would do 1 are free (0: local-dz642-") {
+		t.Errorf("exit code %d, stderr:\n%s", third.code, third.stderr)
+	}
+	list := n.run(t, "gpus")
+	if !regexp.MustCompile(`(?m)^2 +cuda +GPU-\S+ +Stand-in A100 +40960 MiB +8\.0 +local-dz642-\w+$`).MatchString(list.stdout) ||
+		!regexp.MustCompile(`(?m)^3 .* -$`).MatchString(list.stdout) {
+		t.Errorf("crunch-run gpus prints\n%s%s", list.stdout, list.stderr)
+	}
+	// Killed, it leaves the GPUs to the next at once.
+	killed(t, n, first)
+	last := n.local(t, "--image", image, "--gpus", "4", "--", "sh", "-c", "ls /dev/nvidia[0-9] | wc -l")
+	if strings.TrimSpace(last.stdout) != "4" {
+		t.Errorf("after a kill the next container has %q GPUs", last.stdout)
+	}
+}
+
+// What a scheduler assigns is what the container gets.
+func TestAssignedGPUs(t *testing.T) {
+	t.Parallel()
+	n, _ := newGPUNode(t)
+	image := gpuImage(t, nil)
+	for assigned, want := range map[string]string{
+		"CUDA_VISIBLE_DEVICES=3,1":                                        "/dev/nvidia1\n/dev/nvidia3\n",
+		"CUDA_VISIBLE_DEVICES=GPU-00000000-0000-0000-0000-000000000002,0": "/dev/nvidia0\n/dev/nvidia2\n",
+		"CUDA_VISIBLE_DEVICES=":                                           "/dev/nvidia0\n/dev/nvidia1\n",
+		"NVIDIA_VISIBLE_DEVICES=2,3":                                      "/dev/nvidia2\n/dev/nvidia3\n",
+		"CUDA_VISIBLE_DEVICES=9,1":                                        "!has no GPU \"9\"; it has 0, 1, 2, 3",
+		"CUDA_VISIBLE_DEVICES=NoDevFiles":                                 "!has given this job no GPU",
+		"CUDA_VISIBLE_DEVICES=1":                                          "!it needs 2 GPUs, the scheduler has assigned 1 (CUDA_VISIBLE_DEVICES=1)",
+	} {
+		p := n.start(t, run{args: []string{"local", "--image", image, "--gpus", "2", "--", "sh", "-c", "ls /dev/nvidia[0-9]"}, env: []string{assigned}})
+		code := p.wait(t)
+		if message, fails := strings.CutPrefix(want, "!"); fails {
+			if code != 125 || !strings.Contains(p.stderr.String(), message) {
+				t.Errorf("%s: exit code %d, stderr:\n%s", assigned, code, p.stderr.String())
+			}
+		} else if code != 0 || p.stdout.String() != want {
+			t.Errorf("%s: exit code %d, the container has %q", assigned, code, p.stdout.String())
+		}
+	}
+}
+
+// An error of a GPU is seen by who has it.
+func TestGPUErrorIsReported(t *testing.T) {
+	t.Parallel()
+	n, driver := newGPUNode(t)
+	p := n.start(t, run{args: []string{"local", "--verbose", "--image", gpuImage(t, nil), "--gpus", "1", "--", "sh", "-c", "echo ready; sleep 1000"}})
+	p.stdout.mustSay(t, "ready")
+	driver.FailWithXID(0, 79)
+	p.stderr.mustSay(t, "error reported by GPU 0 (GPU-00000000-0000-0000-0000-000000000000): XID 79")
+	p.signal(t, syscall.SIGINT)
+	p.wait(t)
+}
+
+// A node that cannot do it says why, in one sentence.
+func TestNodeWithoutWorkingGPUs(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		do     func(*gputest.Tree)
+		broken bool
+		want   string
+	}{
+		"no GPU": {func(d *gputest.Tree) {
+			d.Remove("sys/bus/pci/devices")
+			d.File("sys/bus/pci/devices/none", "")
+			d.Remove(gputest.LibDir)
+		}, false, "the container does not get its GPUs: this node has no GPU of NVIDIA"},
+		"no library": {func(d *gputest.Tree) { d.Remove(gputest.LibDir) }, true, "no usable GPU driver on this node: the NVIDIA driver's library libnvidia-ml.so.1 is not installed, or cannot be loaded"},
+		"no module":  {func(d *gputest.Tree) { d.Conf("init", "9") }, true, "no usable GPU driver on this node: the NVIDIA kernel module is not loaded"},
+		"another module": {func(d *gputest.Tree) { d.Conf("init", "18") }, true,
+			"the NVIDIA kernel module and the driver's libraries have different versions: reboot the node, or load the module again"},
+		"NVML crashes":  {func(d *gputest.Tree) { d.Conf("init", "1000") }, true, "the NVIDIA driver's library has ended the process that asked it"},
+		"half a driver": {func(d *gputest.Tree) { d.Remove(gputest.LibDir + "/libcuda.so." + gputest.Version) }, true, "the NVIDIA driver's version is 550.54.15, its files libcuda.so.550.54.15 are not on this node"},
+		"no UVM":        {func(d *gputest.Tree) { d.File("proc/devices", "Character devices:\n195 nvidia\n") }, true, "nvidia-uvm, without which CUDA does not work, is not loaded"},
+		"a stale node": {func(d *gputest.Tree) { d.Remove("dev/nvidia0"); d.Node("dev/nvidia0", 1, 3) }, true,
+			"/dev/nvidia0 is device 1:3, the driver's is 195:0: remove it"},
+		"too few": {func(d *gputest.Tree) { d.Conf("count", "1"); d.Conf("lost", "0") }, false, "it needs 1 GPUs, this node has 0 that would do"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			n, driver := newGPUNode(t)
+			c.do(driver)
+			res := n.run(t, "local", "--image", busyboxImage(t), "--gpus", "1", "--", "true")
+			if res.code != 125 || !strings.Contains(res.stderr, c.want) || !strings.Contains(res.stderr, "state            Queued") {
+				t.Errorf("exit code %d, stderr:\n%s", res.code, res.stderr)
+			}
+			_, err := os.Stat(filepath.Join(n.locks(), "crunch-run-broken"))
+			if (err == nil) != c.broken {
+				t.Errorf("node marked as broken: %v", err == nil)
+			}
+			_ = os.Remove(filepath.Join(n.locks(), "crunch-run-broken"))
+			// Whoever needs no GPU does not care.
+			if res := n.local(t, "--image", busyboxImage(t), "--", "echo", "fine"); res.stdout != "fine\n" {
+				t.Errorf("a container without GPUs says %q", res.stdout)
+			}
+		})
+	}
+}
+
+// localLog is a file of the log of the only run of "crunch-run local".
+func (n *node) localLog(t testing.TB, name string) string {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(n.results(), "*", "log", name))
+	if err != nil || len(found) != 1 {
+		t.Fatalf("logs %q, %v", found, err)
+	}
+	return readFile(t, found[0])
+}
+
+// gpuLocks is the directory of GPU locks in that of the run locks.
+const gpuLocks = "crunch-run-gpu"
