@@ -123,7 +123,8 @@ func TestLifeToComplete(t *testing.T) {
 
 func TestCancelledIsRetriedUpToTheLimit(t *testing.T) {
 	p := setUp(t)
-	r, first := p.submit(obj{"container_count_max": 2, "secret_mounts": obj{"/s": obj{"kind": "text", "content": "x"}}, "output_storage_classes": []string{"fast"}})
+	r, first := p.submit(obj{"container_count_max": 2, "secret_mounts": obj{"/s": obj{"kind": "text", "content": "x"}}, "output_storage_classes": []string{"fast"},
+		"published_ports": obj{"80": obj{"access": "private", "label": "web", "initial_path": ""}}})
 	p.lock(first)
 	p.update(first, obj{"state": "Running", "log": p.saveLog("a.txt", "live\n")})
 	p.update(first, obj{"state": "Cancelled", "log": p.saveLog("a.txt", "live\n", "b.txt", "last\n"), "cost": 1})
@@ -142,6 +143,9 @@ func TestCancelledIsRetriedUpToTheLimit(t *testing.T) {
 	}
 	if classes := c["output_storage_classes"].([]any); classes[0] != "fast" {
 		t.Errorf("storage classes: %v", classes)
+	}
+	if port := c["published_ports"].(map[string]any)["80"].(map[string]any); port["label"] != "web" || port["base_url"] != nil {
+		t.Errorf("published port of a container that has not begun: %v", port)
 	}
 	own := p.lock(second)
 	if s := own.must("GET", "containers/"+second+"/secret_mounts", nil)["secret_mounts"].(map[string]any); len(s) != 1 {

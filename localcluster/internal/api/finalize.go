@@ -75,7 +75,9 @@ func (c *call) containerEnded(rec, old store.Record) error {
 		}
 		if retry {
 			if successor == nil {
-				if successor, err = c.newContainer(old, 0); err != nil {
+				spec := old.Clone()
+				spec["published_ports"] = r["published_ports"] // without where the old one's were
+				if successor, err = c.newContainer(spec, 0); err != nil {
 					return err
 				}
 			}
