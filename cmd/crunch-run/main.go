@@ -40,6 +40,10 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return runNVML(args[2:], stdin, stdout, stderr)
 	case "check":
 		return runCheck(args[2:], stdout, stderr)
+	case "shell":
+		return runShell(args[2:], stderr)
+	case "connect-ssh":
+		return runConnectSSH(args[2:], stdin, stdout, stderr)
 	case "keep-mount":
 		return runKeepMount(args[2:], stdout, stderr)
 	}

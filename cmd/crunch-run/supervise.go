@@ -23,7 +23,7 @@ import (
 // runSupervisor is the reference's command line: run one container, here or in
 // the background, list or signal those in the background.
 func runSupervisor(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	program := config.Program{Name: args[0], Version: version, Roles: []string{"local", "cluster", "image", "submit", "request", "collection", "unfinished", "gpus", "check"}, ClusterConfig: os.Getenv("ARVADOS_CONFIG")}
+	program := config.Program{Name: args[0], Version: version, Roles: []string{"local", "cluster", "image", "submit", "request", "collection", "shell", "connect-ssh", "unfinished", "gpus", "check"}, ClusterConfig: os.Getenv("ARVADOS_CONFIG")}
 	flags, exit := config.ParseFlags(program, args[1:], stdout, stderr)
 	if exit != nil {
 		return exit.Code

@@ -7,6 +7,7 @@ import (
 
 	"crunch-oci/arvados"
 	"crunch-oci/gateway"
+	"crunch-oci/gateway/console"
 	"crunch-oci/gateway/sshd"
 	"crunch-oci/internal/undo"
 	"crunch-oci/keep"
@@ -41,11 +42,7 @@ func (j Job) startGateway(ctx context.Context, api *arvados.Client, client *tls.
 		return nil
 	}
 	// At the very end: logs can be read while the output is saved.
-	cleanup.Add("close gateway", func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, gatewayEnd)
-		defer cancel()
-		return server.Close(ctx)
-	})
+	cleanup.Add("close gateway", within(gatewayEnd, server.Close))
 	return server
 }
 
@@ -62,12 +59,28 @@ func newDoor(log *joblog.Log, cleanup *undo.Stack) (*door, error) {
 	if err != nil {
 		return nil, err
 	}
-	cleanup.Add("end detached shells", func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, gatewayEnd)
-		defer cancel()
-		return shells.Close(ctx)
-	})
+	cleanup.Add("end detached shells", within(gatewayEnd, shells.Close))
 	return &door{target: target, ssh: shells}, nil
+}
+
+// openConsole lets root of this node in, without network and secret. A container
+// runs as well without.
+func (d *door) openConsole(dir string, log *joblog.Log, cleanup *undo.Stack) {
+	c, err := console.Listen(dir, d.ssh, log.Printf)
+	if err != nil {
+		log.Printf("crunch-run shell will not work: %v", err)
+		return
+	}
+	cleanup.Add("close console", within(gatewayEnd, c.Close))
+}
+
+// within bounds a step of the clean-up.
+func within(d time.Duration, step func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, d)
+		defer cancel()
+		return step(ctx)
+	}
 }
 
 // open makes a container reachable. It may not have been started yet.

@@ -99,6 +99,7 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 		return err
 	}
 	cleanup.Add("remove runtime directory", func(context.Context) error { return dir.Remove(removers) })
+	door.openConsole(dir.Path(), log, &cleanup)
 	others := startSweep(ctx, j.Site.RuntimeDir, removers, log.Stderr(), j.UUID)
 	cleanup.Add("clean up after dead supervisors", func(context.Context) error { others.end(ctx); return nil })
 	scratch, err := makeScratch(j.UUID, j.Env.TempDir, dir)
