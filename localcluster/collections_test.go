@@ -166,6 +166,27 @@ func TestTrash(t *testing.T) {
 	}
 }
 
+// Times at the end of all time, and after it, stay such that they can be read.
+func TestEndOfTime(t *testing.T) {
+	p := setUp(t)
+	const end = "9999-12-31T23:59:59.999999000Z"
+	c := p.user.collection(obj{"trash_at": "9999-12-31T23:59:59.999999999Z"})
+	if c["trash_at"] != end || c["delete_at"] != end {
+		t.Errorf("%v %v", c["trash_at"], c["delete_at"])
+	}
+	p.user.want(422, "POST", "collections", obj{"collection": obj{"trash_at": "9999-12-31T23:59:59-01:00"}})
+	r, container := p.submit(obj{"output_ttl": int64(1<<63 - 1)})
+	p.lock(container)
+	p.update(container, obj{"state": "Running"})
+	out := str(p.user.collection(nil, "f", "x"), "portable_data_hash")
+	p.update(container, obj{"state": "Complete", "exit_code": 0, "output": out})
+	c = p.user.must("GET", "collections/"+str(p.request(str(r, "uuid")), "output_uuid"), nil)
+	if c["trash_at"] != end || c["delete_at"] != end {
+		t.Errorf("output: %v %v", c["trash_at"], c["delete_at"])
+	}
+	p.user.must("GET", "collections?include_trash=true", nil)
+}
+
 func TestDeleteAndUntrash(t *testing.T) {
 	p := setUp(t)
 	rec := p.user.collection(obj{"name": "kept"}, "f", "x")

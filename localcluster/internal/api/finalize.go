@@ -2,7 +2,6 @@ package api
 
 import (
 	"encoding/json"
-	"time"
 
 	"crunch-oci/localcluster/internal/containerstate"
 	"crunch-oci/localcluster/internal/manifests"
@@ -240,7 +239,7 @@ func (c *call) copyOutput(r, container store.Record, changed store.Record) error
 			properties[k] = v
 		}
 	}
-	uuid, err := c.requestCollection(r, name, text, properties, time.Duration(r.Int("output_ttl"))*time.Second)
+	uuid, err := c.requestCollection(r, name, text, properties, r.Int("output_ttl"))
 	changed["output_uuid"] = uuid
 	return err
 }
@@ -257,8 +256,9 @@ func (c *call) copyLog(r, container store.Record) error {
 	return err
 }
 
-// requestCollection stores a collection in the project of a request.
-func (c *call) requestCollection(r store.Record, name, text string, properties map[string]any, ttl time.Duration) (string, error) {
+// requestCollection stores a collection in the project of a request, for ttl
+// seconds, or for good if that is 0.
+func (c *call) requestCollection(r store.Record, name, text string, properties map[string]any, ttl int64) (string, error) {
 	res := c.s.resources["collections"]
 	rec := c.fresh(res.infix, r.Str("owner_uuid"))
 	for k, v := range res.notNull {
@@ -273,7 +273,7 @@ func (c *call) requestCollection(r store.Record, name, text string, properties m
 		return "", err
 	}
 	if ttl > 0 {
-		at := c.now.Add(ttl)
+		at := later(c.now, ttl)
 		trash, err := c.trashChanges(rec, store.Record{"trash_at": at, "delete_at": at})
 		if err != nil {
 			return "", err

@@ -8,6 +8,17 @@ import (
 	"crunch-oci/localcluster/internal/store"
 )
 
+// endOfTime is the last time that a record can hold.
+var endOfTime = time.Date(9999, 12, 31, 23, 59, 59, 999999000, time.UTC)
+
+// later is a time so many seconds later, at most endOfTime.
+func later(t time.Time, seconds int64) time.Time {
+	if left := endOfTime.Unix() - t.Unix(); seconds >= left {
+		return endOfTime
+	}
+	return time.Unix(t.Unix()+seconds, int64(t.Nanosecond())).UTC()
+}
+
 // trashChanges works out trash_at, delete_at and is_trashed from what was and
 // what a client gave (arvados-api.md section 12).
 func (c *call) trashChanges(rec, given store.Record) (store.Record, error) {
@@ -43,7 +54,7 @@ func (c *call) trashChanges(rec, given store.Record) (store.Record, error) {
 			trash = c.now
 		}
 		if del.IsZero() || !trash.Equal(oldTrash) && (!hasDelete || givenDelete.IsZero()) || hasDelete && givenDelete.IsZero() {
-			del = trash.Add(defaultTrashLifetime)
+			del = later(trash, int64(defaultTrashLifetime/time.Second))
 		}
 		if !trash.Equal(oldTrash) || !del.Equal(oldDelete) {
 			for _, least := range []time.Time{trash, c.now.Add(c.s.cfg.Signer.TTL).Truncate(time.Microsecond)} {

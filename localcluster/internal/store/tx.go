@@ -249,6 +249,9 @@ func bind(s *sqlite3.Stmt, i int, v any) error {
 	case bool:
 		return s.BindBool(i, v)
 	case time.Time:
+		if y := v.UTC().Year(); y < 0 || y > 9999 { // it could not be read again
+			return fmt.Errorf("cannot store the time %v", v)
+		}
 		return s.BindText(i, v.UTC().Format(TimeLayout))
 	case json.RawMessage:
 		if v == nil {
