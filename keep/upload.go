@@ -13,6 +13,11 @@ func (c *Collection) Err() error {
 	return c.failed
 }
 
+// LimitUploads sets how many full blocks are stored at a time, instead of
+// maxUploads, and with that how much memory a fast writer takes. It is to be
+// called before anything is written.
+func (c *Collection) LimitUploads(n int) { c.slots = make(chan struct{}, n) }
+
 // claim marks src as about to be uploaded; it does not change any more. The
 // caller holds the lock, and calls upload after giving it up.
 func (c *Collection) claim(src *source) {
@@ -54,7 +59,7 @@ func (c *Collection) upload(ctx context.Context, src *source) {
 				c.failed = fmt.Errorf("store block: %w", err)
 			}
 		} else {
-			if cap(src.data) == c.blockSize && len(c.spare)+len(c.slots) < maxUploads {
+			if cap(src.data) == c.blockSize && len(c.spare)+len(c.slots) < cap(c.slots) {
 				c.spare = append(c.spare, src.data)
 			}
 			src.stored(loc)

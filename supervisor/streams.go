@@ -87,7 +87,7 @@ func (r *run) openOutput(s *streams, name string) (*os.File, error) {
 	c := &outputCopy{from: ours, to: log, done: make(chan error, 1)}
 	s.out = append(s.out, c)
 	go func() {
-		if _, err := io.Copy(log, ours); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		if err := copyOutput(log, ours); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 			// Keep reading: the container must not be stopped by SIGPIPE, nor
 			// hang, because its log cannot be written.
 			_, _ = io.Copy(io.Discard, ours)
@@ -97,6 +97,32 @@ func (r *run) openOutput(s *streams, name string) (*os.File, error) {
 		c.done <- nil
 	}()
 	return theirs, nil
+}
+
+// copyBuffer is as much as is read from a pipe at once, and pipeSize as much as
+// it holds, in bytes: a program that writes fast is not stopped after each 64 KiB.
+const (
+	copyBuffer = 256 << 10
+	pipeSize   = 1 << 20
+)
+
+// copyOutput is io.Copy with a larger buffer, which os.File would not use.
+func copyOutput(to io.Writer, from *os.File) error {
+	buf := make([]byte, copyBuffer)
+	for {
+		n, err := from.Read(buf)
+		if n > 0 {
+			if _, err := to.Write(buf[:n]); err != nil {
+				return err
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
 }
 
 // finish waits for the end of the copy. When it takes too long although there is
@@ -210,6 +236,8 @@ func pipe(d direction) (ours, theirs *os.File, err error) {
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
 		return nil, nil, os.NewSyscallError("pipe2", err)
 	}
+	// It is an optimisation, which a node may have no room for.
+	_, _ = unix.FcntlInt(uintptr(fds[0]), unix.F_SETPIPE_SZ, pipeSize)
 	our, their := fds[0], fds[1]
 	if d == writing {
 		our, their = their, our

@@ -241,6 +241,17 @@ func TestFlood(t *testing.T) {
 	if len(stderr) != stamp+long+1 || strings.Count(stderr, "x") != long {
 		t.Errorf("the long line has %d bytes in the log, want %d", len(stderr), stamp+long+1)
 	}
+	// What is not yet in Keep is two blocks; the rest is what Go's collector needs.
+	var memory int64
+	for line := range strings.Lines(c.log(t, record, "crunch-run.txt")) {
+		_, after, _ := strings.Cut(line, " ")
+		if n, _ := fmt.Sscanf(after, "Maximum crunch-run memory rss usage was %d bytes", &memory); n == 1 {
+			break
+		}
+	}
+	if memory == 0 || memory > 600<<20 {
+		t.Errorf("the supervisor used %d bytes of memory", memory)
+	}
 }
 
 // A stop before the container is Running gives it back to the queue, whatever

@@ -11,10 +11,14 @@ import (
 	"crunch-oci/keep"
 )
 
-// InCollection returns a Tree that keeps its files in c, which its owner closes
-// after the run. Full blocks go to Keep as they fill up; what cannot be stored
-// stays in memory up to a limit, from which on writers wait.
+// InCollection returns a Tree that keeps its files in c, in which there is nothing
+// yet, and which its owner closes after the run. Full blocks go to Keep as they
+// fill up; what cannot be stored stays in memory up to a limit, from which on
+// writers wait.
 func InCollection(c *keep.Collection) Tree {
+	// One block is filled while one is stored: a program that writes as fast as
+	// it can is slowed down rather than that its log fills the memory.
+	c.LimitUploads(1)
 	return &collectionTree{c: c, files: make(map[string]*keep.File)}
 }
 
