@@ -84,9 +84,10 @@ test-vm: build-deps ## the container tests on pure cgroup v2, without and with s
 	VMTEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 3h -v ./vmtest
 
 .PHONY: soak
-soak: build-deps ## the long forms of the random and mass tests, all cells of the tables (about three minutes)
+soak: build-deps ## the long forms of the random and mass tests, all cells of the tables (about five minutes)
 	LOCALCLUSTER_TEST_STEPS=long CRUNCH_RUN_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m ./localcluster/...
-	CRUNCH_RUN_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m -run 'TestDispatch|TestCrowd' ./cmd/crunch-run/
+	CRUNCH_RUN_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m -run 'TestDispatch|TestCrowd|TestBridgeStarts' ./cmd/crunch-run/
+	CRUNCH_RUN_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m ./oci/network/
 
 .PHONY: bench
 bench: ## benchmarks beside their peers; writes what doc/performance.md shows

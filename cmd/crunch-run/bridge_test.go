@@ -197,3 +197,58 @@ func TestBridgeBehindFirewall(t *testing.T) {
 		t.Errorf("no %q in %s", want, res.stderr)
 	}
 }
+
+// A container in a CNI network of the site's, and one whose supervisor is killed:
+// what the plugins hold for them is given back.
+func TestCNINetwork(t *testing.T) {
+	t.Parallel()
+	n := newNetworkNode(t)
+	in(t, n.netns, "sysctl -qw net.ipv4.ip_forward=1")
+	conf, leases := t.TempDir(), t.TempDir()
+	writeFile(t, filepath.Join(conf, "lab.conf"), []byte(`{"cniVersion": "0.4.0", "name": "lab", "type": "bridge", "bridge": "labbr0", "isGateway": true, "ipMasq": true,
+		"ipam": {"type": "host-local", "dataDir": "`+leases+`", "ranges": [[{"subnet": "10.77.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}}`))
+	defer in(t, n.netns, "ip link del labbr0; nft flush ruleset") // what the plugin keeps
+	held := func() []string {
+		found, err := filepath.Glob(filepath.Join(leases, "lab", "10.77.*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return found
+	}
+	settings := []string{"CRUNCH_RUN_NETWORK=cni:lab", "CRUNCH_RUN_CNI_CONFIG_DIR=" + conf}
+	p := n.start(t, run{args: []string{"cluster", "--dir", filepath.Join(n.dir, "cluster"), "--dispatch", "1"}, env: settings})
+	p.stdout.mustSay(t, "ARVADOS_DISPATCHER_TOKEN=")
+	var env []string
+	for line := range strings.Lines(p.stdout.String()) {
+		env = append(env, strings.ReplaceAll(strings.TrimPrefix(strings.TrimSpace(line), "export "), "'", ""))
+	}
+	client := func(args ...string) *process { return n.start(t, run{args: args, env: env}) }
+	if c := client("image", "put", n.toolsFile(t)); c.wait(t) != 0 {
+		t.Fatal(c.stderr.String())
+	}
+	script := "hostname -i | grep ^10.77.0. && wget -qO- http://" + farHost + "/ | grep far"
+	if c := client("submit", "--image", "tools:latest", "--api", "--wait", "--", "sh", "-c", script); c.wait(t) != 0 {
+		t.Errorf("the container: %s", c.stdout.String())
+	}
+	if left := held(); len(left) > 0 {
+		t.Errorf("leases %v after the container's end", left)
+	}
+	client("submit", "--image", "tools:latest", "--api", "--", "sleep", "1000").wait(t)
+	waitFor(t, "the container's address", func() bool { return len(held()) > 0 })
+	p.stderr.mustSay(t, "Waiting for container to finish")
+	waitFor(t, "the container", func() bool {
+		for _, f := range n.processes() {
+			if f.contained && f.command == "sleep 1000" {
+				return true
+			}
+		}
+		return false
+	})
+	killed(t, n, p)
+	if res := n.run(t, "--list"); res.code != 0 {
+		t.Errorf("--list: %d %s", res.code, res.stderr)
+	}
+	if left := held(); len(left) > 0 {
+		t.Errorf("leases %v after the supervisor's death", left)
+	}
+}

@@ -66,7 +66,7 @@ func TestCheck(t *testing.T) {
 	}
 	for area, want := range map[string]string{
 		"privileges": "root with the capabilities", "kernel": "seccomp filters", "cgroups": "v", "image store": "will be made",
-		"temporary files": n.tmp(), "container": "a container was run", "FUSE": "/dev/fuse, and a mount", "network": "bridge, interfaces and nftables rules can be made", "settings": "values other than the default",
+		"temporary files": n.tmp(), "container": "a container was run", "FUSE": "/dev/fuse, and a mount", "network": "containers' subnet is 172.30.0.0/20", "settings": "values other than the default",
 	} {
 		if got := r.find(area, "ok"); !strings.Contains(got, want) {
 			t.Errorf("%s: %q, want %q", area, got, want)
@@ -100,6 +100,7 @@ func TestCheckLacking(t *testing.T) {
 	store := t.TempDir()
 	for name, c := range map[string]struct {
 		script, env  string
+		after        string // undoes the script, where the namespace does not
 		area, level  string
 		text, advice string
 		fit          bool
@@ -118,16 +119,15 @@ func TestCheckLacking(t *testing.T) {
 		"unknown CNI":        {script: "true", env: "CRUNCH_RUN_NETWORK=cni:nowhere", area: "network", text: "no such CNI network", advice: "set network"},
 		"forwarding is off":  {script: "sysctl -qw net.ipv4.ip_forward=0", area: "network", level: "warning", text: "net.ipv4.ip_forward is off", advice: "sysctl -w", fit: true},
 		"and stays off":      {script: "sysctl -qw net.ipv4.ip_forward=0; mount --bind -o ro /proc/sys /proc/sys", area: "network", text: "cannot be switched on: read-only file system", advice: "sysctl -w"},
-		"closed firewall":    {script: "nft add table ip c; nft 'add chain ip c passing { type filter hook forward priority 0; policy drop; }'", area: "network", level: "warning", text: "the firewall chain ip c passing drops by default", advice: "nft insert rule", fit: true},
+		"closed firewall":    {script: "nft add table ip c; nft 'add chain ip c passing { type filter hook forward priority 0; policy drop; }'", after: "nft delete table ip c", area: "network", level: "warning", text: "the firewall chain ip c passing drops by default", advice: "nft insert rule", fit: true},
+		"name is taken":      {script: "ip link add crunch0 type bridge; ip addr add 10.1.0.1/16 dev crunch0", after: "ip link del crunch0", area: "network", text: "not crunch-run's", advice: "network-bridge"},
 		"no net admin":       {script: `set -- setpriv --bounding-set -net_admin "$@"`, area: "privileges", text: "NET_ADMIN", advice: "full privileges"},
 		"no name server":     {script: "mount --bind /dev/null /etc/resolv.conf", area: "network", level: "warning", text: "no name server", advice: "/etc/resolv.conf", fit: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNetworkNode(t)
 			work := t.TempDir()
-			if name == "closed firewall" {
-				defer in(t, n.netns, "nft delete table ip c")
-			}
+			defer in(t, n.netns, "true; "+c.after)
 			env := strings.NewReplacer("=m", "="+work+"/m", "=.", "="+work).Replace(c.env)
 			r, code := n.checkIn(t, "cd "+work+"; "+c.script, env)
 			if c.level == "" {

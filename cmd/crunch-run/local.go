@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"time"
@@ -41,6 +42,9 @@ func runLocal(args []string, stdout, stderr io.Writer) int {
 			held, err := wire.HoldBridge(stop, site)
 			if err != nil {
 				return "", nil, err
+			}
+			for _, n := range held.Notes {
+				fmt.Fprintf(stderr, "crunch-run local: %s\n", n)
 			}
 			return held.Host, held.Close, nil
 		},

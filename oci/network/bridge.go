@@ -209,6 +209,45 @@ func (b *Bridge) Cleanup(ctx context.Context, id string) error {
 	return errors.Join(b.unplug(id), b.leave(state))
 }
 
+// Preview returns the subnet that the bridge has, or would get, and an error if
+// it cannot be made. Nothing is changed.
+func (b *Bridge) Preview() (netip.Prefix, error) {
+	h, err := handle()
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	defer h.Close()
+	link, err := h.LinkByName(b.cfg.Bridge)
+	switch {
+	case isNotFound(err):
+	case err != nil:
+		return netip.Prefix{}, fmt.Errorf("find interface: %w", err)
+	default:
+		addrs, err := h.AddrList(link, netlink.FAMILY_V4)
+		if err != nil {
+			return netip.Prefix{}, fmt.Errorf("list addresses: %w", err)
+		}
+		if !ours(link) && (link.Type() != "bridge" || link.Attrs().Alias != "" || len(addrs) > 0) {
+			return netip.Prefix{}, fmt.Errorf("bridge %s: %w", b.cfg.Bridge, errForeign)
+		}
+		for _, a := range addrs {
+			if p, ok := toPrefix(a.IPNet); ok {
+				return p.Masked(), nil
+			}
+		}
+	}
+	if b.cfg.Subnet.IsValid() {
+		return b.cfg.Subnet, nil
+	}
+	used, err := usedNetworks(h, b.cfg.Bridge, b.cfg.Avoid)
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	return chooseSubnet(used)
+}
+
+var errForeign = errors.New("there is an interface of this name that is not crunch-run's: set network-bridge to another name")
+
 // ensure makes what is missing of the bridge. The caller holds the lock.
 func (b *Bridge) ensure() (_ *present, notes []string, err error) {
 	h, err := handle()
@@ -253,7 +292,7 @@ func (b *Bridge) ensure() (_ *present, notes []string, err error) {
 	if err := b.ensureRules(p); err != nil {
 		return nil, nil, err
 	}
-	for _, o := range obstacles(b.cfg.Bridge, p.ula.IsValid()) {
+	for _, o := range obstacles(wayOut, b.cfg.Bridge, p.ula.IsValid()) {
 		notes = append(notes, o.String())
 	}
 	return p, notes, nil
@@ -283,7 +322,7 @@ func (b *Bridge) link(h *netlink.Handle, mtu int) (netlink.Link, error) {
 	if !ours(link) {
 		// Made by us, and killed before it could be named; or somebody else's.
 		if addrs, err := h.AddrList(link, netlink.FAMILY_V4); link.Type() != "bridge" || link.Attrs().Alias != "" || err != nil || len(addrs) > 0 {
-			return nil, errors.New("there is an interface of this name that is not crunch-run's: set network-bridge to another name")
+			return nil, errForeign
 		}
 		if err := h.LinkSetAlias(link, owner); err != nil {
 			return nil, fmt.Errorf("name interface: %w", err)

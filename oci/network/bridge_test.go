@@ -328,6 +328,9 @@ func TestForeignInterface(t *testing.T) {
 	if _, err := netlink.LinkByName(DefaultBridge); err != nil {
 		t.Errorf("somebody else's bridge was removed: %v", err)
 	}
+	if _, err := newBridge(t).Preview(); !errors.Is(err, errForeign) {
+		t.Errorf("foreseen: %v", err)
+	}
 }
 
 func TestSubnetIsFull(t *testing.T) {
@@ -368,8 +371,13 @@ func TestSubnetAvoidsRoutes(t *testing.T) {
 	second := plus(first.Addr(), 1<<12)
 	b, err := New(Config{StateDir: filepath.Join(t.TempDir(), "s"), Avoid: []netip.Addr{plus(second, 77)}})
 	must(t, err)
+	preview, err := b.Preview()
+	must(t, err)
 	u, err := b.Open(t.Context())
 	must(t, err)
+	if again, err := b.Preview(); err != nil || preview != u.self.subnet.Masked() || again != preview {
+		t.Errorf("foreseen was %s, then %s %v", preview, again, err)
+	}
 	if want := plus(first.Addr(), 2<<12); u.self.subnet.Masked().Addr() != want {
 		t.Errorf("chose %s, want the first that is free, %s", u.self.subnet, want)
 	}

@@ -74,19 +74,38 @@ type Obstacle struct {
 	Chain string
 	// Why is what it does: "drops by default".
 	Why string
+	// Effect is what containers may be unable to do.
+	Effect string
 	// Advice is the command that lets the packets through.
 	Advice string
 }
 
 // String is a line for the log.
 func (o Obstacle) String() string {
-	return fmt.Sprintf("the firewall chain %s %s: containers may not reach the network; run: %s", o.Chain, o.Why, o.Advice)
+	return fmt.Sprintf("the firewall chain %s %s: %s; run: %s", o.Chain, o.Why, o.Effect, o.Advice)
 }
 
-// Obstacles looks for closed FORWARD chains that know nothing of the bridge.
-func Obstacles(bridge string) []Obstacle { return obstacles(bridge, true) }
+// way is where packets of containers pass through chains.
+type way struct {
+	hook     *nftables.ChainHook
+	legacy   int    // the hook's number in the tables of the older iptables
+	iptables string // the chain's name there
+	effect   string
+}
 
-func obstacles(bridge string, ipv6 bool) (found []Obstacle) {
+var (
+	wayOut  = way{nftables.ChainHookForward, 2, "FORWARD", "containers may not reach the network"}
+	wayHere = way{nftables.ChainHookInput, 1, "INPUT", "containers may not reach this host"}
+)
+
+// Obstacles looks for closed FORWARD chains that know nothing of the bridge.
+func Obstacles(bridge string) []Obstacle { return obstacles(wayOut, bridge, true) }
+
+// ObstaclesHere looks for closed INPUT chains, which keep containers from servers
+// on this host.
+func ObstaclesHere(bridge string) []Obstacle { return obstacles(wayHere, bridge, false) }
+
+func obstacles(w way, bridge string, ipv6 bool) (found []Obstacle) {
 	conn, err := nftables.New()
 	if err != nil {
 		return nil
@@ -94,20 +113,20 @@ func obstacles(bridge string, ipv6 bool) (found []Obstacle) {
 	chains, err := conn.ListChains()
 	if err == nil {
 		for _, c := range chains {
-			if o := obstacle(conn, c, bridge, ipv6); o != nil {
+			if o := obstacle(w, conn, c, bridge, ipv6); o != nil {
 				found = append(found, *o)
 			}
 		}
 	}
-	if o := legacyObstacle(bridge); o != nil {
+	if o := legacyObstacle(w, bridge); o != nil {
 		found = append(found, *o)
 	}
 	return found
 }
 
 // obstacle judges a chain.
-func obstacle(conn *nftables.Conn, c *nftables.Chain, bridge string, ipv6 bool) *Obstacle {
-	if c.Type != nftables.ChainTypeFilter || c.Hooknum == nil || *c.Hooknum != *nftables.ChainHookForward || c.Table.Name == tableName(bridge) {
+func obstacle(w way, conn *nftables.Conn, c *nftables.Chain, bridge string, ipv6 bool) *Obstacle {
+	if c.Type != nftables.ChainTypeFilter || c.Hooknum == nil || *c.Hooknum != *w.hook || c.Table.Name == tableName(bridge) {
 		return nil
 	}
 	family, ok := map[nftables.TableFamily]string{nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6", nftables.TableFamilyINet: "inet"}[c.Table.Family]
@@ -118,7 +137,7 @@ func obstacle(conn *nftables.Conn, c *nftables.Chain, bridge string, ipv6 bool) 
 	if err != nil {
 		return nil
 	}
-	o := &Obstacle{Chain: family + " " + c.Table.Name + " " + c.Name}
+	o := &Obstacle{Chain: family + " " + c.Table.Name + " " + c.Name, Effect: w.effect}
 	switch {
 	case len(rules) > 0 && refusesAll(rules[len(rules)-1]):
 		o.Why = "refuses what no earlier rule of it accepts"
@@ -131,14 +150,20 @@ func obstacle(conn *nftables.Conn, c *nftables.Chain, bridge string, ipv6 bool) 
 		return nil
 	}
 	target := fmt.Sprintf("nft insert rule %s %s %s", family, c.Table.Name, c.Name)
-	o.Advice = fmt.Sprintf("%s iifname %q accept; %s oifname %q ct state established,related accept", target, bridge, target, bridge)
-	if c.Name == "FORWARD" && c.Table.Name == "filter" {
-		o.Advice = iptablesAdvice(map[string]string{"ip": "iptables", "ip6": "ip6tables", "inet": "iptables"}[family], bridge)
+	o.Advice = fmt.Sprintf("%s iifname %q accept", target, bridge)
+	if w == wayOut {
+		o.Advice += fmt.Sprintf("; %s oifname %q ct state established,related accept", target, bridge)
+	}
+	if c.Name == w.iptables && c.Table.Name == "filter" {
+		o.Advice = iptablesAdvice(w, map[string]string{"ip": "iptables", "ip6": "ip6tables", "inet": "iptables"}[family], bridge)
 	}
 	return o
 }
 
-func iptablesAdvice(program, bridge string) string {
+func iptablesAdvice(w way, program, bridge string) string {
+	if w == wayHere {
+		return fmt.Sprintf("%s -I INPUT -i %s -j ACCEPT", program, bridge)
+	}
 	return fmt.Sprintf("%s -I FORWARD -i %s -j ACCEPT; %s -I FORWARD -o %s -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", program, bridge, program, bridge)
 }
 

@@ -57,7 +57,7 @@ func TestAdviceHelps(t *testing.T) {
 			conn, err := b.Connect(t.Context(), uuid, ns)
 			must(t, err)
 			defer func() { must(t, conn.Close(context.Background())) }()
-			found := obstacles(DefaultBridge, false)
+			found := obstacles(wayOut, DefaultBridge, false)
 			if len(found) != 1 {
 				t.Fatalf("obstacles %v", found)
 			}
@@ -65,8 +65,31 @@ func TestAdviceHelps(t *testing.T) {
 			if got, err := ask(ns, farServer, w.tcp); err != nil || got != hostAddr.String() {
 				t.Errorf("after %s: %q %v", found[0].Advice, got, err)
 			}
-			if again := obstacles(DefaultBridge, false); len(again) != 0 {
+			if again := obstacles(wayOut, DefaultBridge, false); len(again) != 0 {
 				t.Errorf("said again: %v", again)
+			}
+		})
+	}
+}
+
+// A host that takes no packets is no server for containers.
+func TestClosedInput(t *testing.T) {
+	newWorld(t, false)
+	for name, c := range map[string]struct{ closed, open string }{
+		"nftables":        {"nft add table inet f; nft 'add chain inet f taking { type filter hook input priority filter; policy drop; }'", "nft delete table inet f"},
+		"iptables-nft":    {"iptables-nft -P INPUT DROP", "nft delete table ip filter"},
+		"iptables-legacy": {"iptables-legacy -P INPUT DROP", "iptables-legacy -F INPUT; iptables-legacy -P INPUT ACCEPT"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			shell(t, c.closed)
+			defer shell(t, c.open)
+			found := ObstaclesHere(DefaultBridge)
+			if len(found) != 1 || len(Obstacles(DefaultBridge)) != 0 {
+				t.Fatalf("obstacles %v %v", found, Obstacles(DefaultBridge))
+			}
+			shell(t, found[0].Advice)
+			if again := ObstaclesHere(DefaultBridge); len(again) != 0 {
+				t.Errorf("said again after %s: %v", found[0].Advice, again)
 			}
 		})
 	}
@@ -87,5 +110,5 @@ func TestTryLeavesNothing(t *testing.T) {
 // FuzzLegacy reads what a kernel might say about its older rules.
 func FuzzLegacy(f *testing.F) {
 	f.Add(make([]byte, ipInfoSize), make([]byte, 400))
-	f.Fuzz(func(t *testing.T, info, entries []byte) { judgeLegacy(info, entries, DefaultBridge) })
+	f.Fuzz(func(t *testing.T, info, entries []byte) { judgeLegacy(info, entries, wayOut.legacy, DefaultBridge) })
 }

@@ -16,15 +16,14 @@ import (
 const (
 	iptGetInfo    = 64 // IPT_SO_GET_INFO
 	iptGetEntries = 65 // IPT_SO_GET_ENTRIES
-	hookForward   = 2  // NF_INET_FORWARD
 
 	ipInfoSize  = 84  // struct ipt_getinfo: name[32], valid_hooks, hook_entry[5], underflow[5], num_entries, size
 	entryHeader = 112 // struct ipt_entry: struct ipt_ip of 84 bytes, nfcache, offsets, comefrom, counters
 )
 
-// legacyObstacle judges the FORWARD chain of the older iptables' filter table,
-// if there is one.
-func legacyObstacle(bridge string) *Obstacle {
+// legacyObstacle judges the chain of the older iptables' filter table, if there
+// is one.
+func legacyObstacle(w way, bridge string) *Obstacle {
 	// The file lists the tables that are there already; asking for another would
 	// make it.
 	names, err := os.ReadFile("/proc/net/ip_tables_names")
@@ -35,11 +34,11 @@ func legacyObstacle(bridge string) *Obstacle {
 	if err != nil {
 		return nil
 	}
-	closed, known := judgeLegacy(info, entries, bridge)
+	closed, known := judgeLegacy(info, entries, w.legacy, bridge)
 	if !closed || known {
 		return nil
 	}
-	return &Obstacle{Chain: "FORWARD of iptables-legacy", Why: "drops by default", Advice: iptablesAdvice("iptables-legacy", bridge)}
+	return &Obstacle{Chain: w.iptables + " of iptables-legacy", Why: "drops by default", Effect: w.effect, Advice: iptablesAdvice(w, "iptables-legacy", bridge)}
 }
 
 // legacyTable reads a table as the kernel has it.
@@ -75,14 +74,14 @@ func getsockopt(fd, option int, b []byte) error {
 	return nil
 }
 
-// judgeLegacy tells whether the policy of the FORWARD chain is to drop, and
+// judgeLegacy tells whether the policy of a hook's chain is to drop, and
 // whether a rule of the table names the bridge as the interface that packets
 // come in by.
-func judgeLegacy(info, entries []byte, bridge string) (closed, known bool) {
+func judgeLegacy(info, entries []byte, hook int, bridge string) (closed, known bool) {
 	if len(info) < ipInfoSize {
 		return false, false
 	}
-	policyAt := int(binary.NativeEndian.Uint32(info[56+4*hookForward:]))
+	policyAt := int(binary.NativeEndian.Uint32(info[56+4*hook:]))
 	for at := 0; at+entryHeader <= len(entries); {
 		e := entries[at:]
 		name, _, _ := bytes.Cut(e[16:32], []byte{0}) // ipt_ip.iniface

@@ -3,6 +3,7 @@ package nodecheck
 import (
 	"errors"
 	"io/fs"
+	"net/netip"
 	"os"
 	"strings"
 
@@ -41,7 +42,12 @@ func bridge(c *checker) {
 		c.fail("load the modules bridge, veth, nf_tables, nft_masq, nft_ct and nft_chain_nat, or set network: host or none", "network bridge: %v", err)
 		return
 	}
-	c.ok("bridge, interfaces and nftables rules can be made")
+	subnet, err := preview(c.Site)
+	if err != nil {
+		c.fail("set network-bridge or network-subnet", "network bridge: %v", err)
+		return
+	}
+	c.ok("bridge, interfaces and nftables rules can be made; containers' subnet is %s", subnet)
 	for _, p := range network.Forwarding() {
 		if err := writable(p); err != nil {
 			c.fail("sysctl -w "+p+"=1, and in /etc/sysctl.d", "%s is off and cannot be switched on: %v", p, err)
@@ -50,8 +56,17 @@ func bridge(c *checker) {
 		c.warn("sysctl -w "+p+"=1, and in /etc/sysctl.d, if you do not want crunch-run to do it", "%s is off: the first container that needs the bridge will switch it on", p)
 	}
 	for _, o := range network.Obstacles(c.Site.Bridge) {
-		c.warn(o.Advice, "the firewall chain %s %s: containers may not reach the network", o.Chain, o.Why)
+		c.warn(o.Advice, "the firewall chain %s %s: %s", o.Chain, o.Why, o.Effect)
 	}
+}
+
+// preview is the subnet that containers have, or will get.
+func preview(site config.Site) (netip.Prefix, error) {
+	b, err := network.New(network.Config{StateDir: site.RuntimeDir, Bridge: site.Bridge, Subnet: site.Subnet})
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	return b.Preview()
 }
 
 // writable tells whether a kernel parameter can be set, without setting it.

@@ -73,13 +73,35 @@ func own(dir *rundir.Dir, kind string, id any) error {
 type connector struct {
 	Job
 	dir *rundir.Dir
+	// api is closed when apiAddrs has the addresses of the cluster's API.
+	api      chan struct{}
+	apiAddrs []netip.Addr
+}
+
+// newConnector looks for the API's addresses meanwhile, which may take a moment,
+// until it has found them or ctx is done.
+func newConnector(ctx context.Context, j Job, dir *rundir.Dir) *connector {
+	n := &connector{Job: j, dir: dir, api: make(chan struct{})}
+	go func() {
+		defer close(n.api)
+		ctx, cancel := context.WithTimeout(ctx, lookupPatience)
+		defer cancel()
+		found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", hostOnly(j.containerAPIHost()))
+		if err != nil {
+			return // then nothing can be said about it
+		}
+		for _, a := range found {
+			n.apiAddrs = append(n.apiAddrs, a.Unmap())
+		}
+	}()
+	return n
 }
 
 // choose gives containers with API access a network, the others none, unless the
 // command line says that all get one. Which network it is, the command line
 // says, and else the site (spec: lifecycle section 12). What is not available is
 // an error: another network might be less isolated than was asked for.
-func (n connector) choose(api bool) (supervisor.Network, error) {
+func (n *connector) choose(api bool) (supervisor.Network, error) {
 	if !api && n.Flags.EnableNetworking != "always" {
 		return supervisor.Network{Kind: oci.NetworkNone}, nil
 	}
@@ -107,7 +129,7 @@ func (n connector) choose(api bool) (supervisor.Network, error) {
 	}}, nil
 }
 
-func (n connector) cni() network.CNI {
+func (n *connector) cni() network.CNI {
 	return network.CNI{ConfigDir: n.Site.CNIConfigDir, PluginDirs: n.Site.CNIPluginDirs}
 }
 
@@ -128,7 +150,7 @@ func (c *connection) Notes() []string { return c.notes }
 func (c *connection) Close(ctx context.Context) error { return c.undo.Run(ctx) }
 
 // bridge connects a container to the built-in bridge.
-func (n connector) bridge(ctx context.Context, pid int, api bool) (_ supervisor.Connection, err error) {
+func (n *connector) bridge(ctx context.Context, pid int, api bool) (_ supervisor.Connection, err error) {
 	c := &connection{}
 	defer func() {
 		if err != nil {
@@ -139,7 +161,8 @@ func (n connector) bridge(ctx context.Context, pid int, api bool) (_ supervisor.
 	if err != nil {
 		return nil, err
 	}
-	b, id, err := newBridge(n.Site, n.avoid(ctx))
+	<-n.api
+	b, id, err := newBridge(n.Site, append(reachable(), n.apiAddrs...))
 	if err != nil {
 		return nil, err
 	}
@@ -160,7 +183,7 @@ func (n connector) bridge(ctx context.Context, pid int, api bool) (_ supervisor.
 	c.names = oci.Names{Addresses: link.Addresses, Resolv: names.Resolv}
 	c.notes = append(append(c.notes, link.Notes...), names.Notes...)
 	if api {
-		lines, note := n.apiHost(ctx)
+		lines, note := n.apiHost()
 		c.names.Hosts = lines
 		if note != "" {
 			c.notes = append(c.notes, note)
@@ -170,7 +193,7 @@ func (n connector) bridge(ctx context.Context, pid int, api bool) (_ supervisor.
 }
 
 // join connects a container to a CNI network.
-func (n connector) join(ctx context.Context, name string, pid int) (_ supervisor.Connection, err error) {
+func (n *connector) join(ctx context.Context, name string, pid int) (_ supervisor.Connection, err error) {
 	c := &connection{}
 	defer func() {
 		if err != nil {
@@ -221,28 +244,14 @@ func newBridge(site config.Site, avoid []netip.Addr) (*network.Bridge, bridgeID,
 // lookupPatience bounds the search for addresses that a subnet must not contain.
 const lookupPatience = 2 * time.Second
 
-// avoid are the addresses that containers must be able to reach, wherever the
-// host's routes lead.
-func (n connector) avoid(ctx context.Context) []netip.Addr {
-	var all []netip.Addr
-	if r, err := network.HostResolver(true); err == nil {
-		all = append(all, r.Servers...)
-	}
-	return append(all, n.apiAddrs(ctx)...)
-}
-
-// apiAddrs are the addresses of the cluster's API, if they can be found.
-func (n connector) apiAddrs(ctx context.Context) []netip.Addr {
-	ctx, cancel := context.WithTimeout(ctx, lookupPatience)
-	defer cancel()
-	found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", hostOnly(n.containerAPIHost()))
+// reachable are name servers: containers must be able to reach them, wherever
+// the host's routes lead.
+func reachable() []netip.Addr {
+	r, err := network.HostResolver(true)
 	if err != nil {
 		return nil
 	}
-	for i := range found {
-		found[i] = found[i].Unmap()
-	}
-	return found
+	return r.Servers
 }
 
 // hostOnly is a host without its port.
@@ -256,11 +265,10 @@ func hostOnly(hostport string) string {
 // apiHost finds what the container must be told about the cluster's address: the
 // lines of the host's /etc/hosts in which its name stands, and a note if the
 // container cannot reach it.
-func (n connector) apiHost(ctx context.Context) (hosts []string, note string) {
+func (n *connector) apiHost() (hosts []string, note string) {
 	name := hostOnly(n.containerAPIHost())
-	addrs := n.apiAddrs(ctx)
 	loopback := func(a netip.Addr) bool { return a.IsLoopback() }
-	if slices.ContainsFunc(addrs, loopback) {
+	if slices.ContainsFunc(n.apiAddrs, loopback) {
 		return nil, fmt.Sprintf("ARVADOS_API_HOST (%s) is on this host's loopback interface, which the container cannot reach: use network: host, or another address", name)
 	}
 	f, err := os.Open("/etc/hosts")
@@ -302,11 +310,7 @@ func HoldBridge(ctx context.Context, site config.Site) (_ *Held, err error) {
 		return nil, err
 	}
 	h.undo.Add("remove runtime directory", func(context.Context) error { return dir.Remove(removers) })
-	var avoid []netip.Addr
-	if r, err := network.HostResolver(true); err == nil {
-		avoid = r.Servers
-	}
-	b, id, err := newBridge(site, avoid)
+	b, id, err := newBridge(site, reachable())
 	if err != nil {
 		return nil, err
 	}
@@ -319,6 +323,9 @@ func HoldBridge(ctx context.Context, site config.Site) (_ *Held, err error) {
 	}
 	h.undo.Add("leave the bridge", use.Close)
 	h.Host, h.Notes = use.Gateways[0].String(), use.Notes
+	for _, o := range network.ObstaclesHere(site.Bridge) {
+		h.Notes = append(h.Notes, o.String())
+	}
 	return h, nil
 }
 

@@ -40,7 +40,7 @@ func TestChooseNetwork(t *testing.T) {
 		{true, "default", "weave", "host", ""},
 	} {
 		j := Job{Site: config.Site{Network: c.site, CNIConfigDir: networks, CNIPluginDirs: []string{plugins}}, Flags: config.Flags{EnableNetworking: c.enable, NetworkMode: c.mode}}
-		chosen, err := connector{Job: j}.choose(c.api)
+		chosen, err := (&connector{Job: j}).choose(c.api)
 		got := chosen.Kind
 		if (chosen.Connect != nil) != (got == oci.NetworkPrivate) {
 			t.Errorf("%+v: to be connected: %v", c, chosen.Connect != nil)

@@ -100,6 +100,9 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 	}
 	cleanup.Add("remove runtime directory", func(context.Context) error { return dir.Remove(removers) })
 	door.openConsole(dir.Path(), log, &cleanup)
+	lookups, endLookups := context.WithCancel(ctx)
+	connect := newConnector(lookups, j, dir)
+	cleanup.Add("stop looking for addresses", func(context.Context) error { endLookups(); <-connect.api; return nil })
 	others := startSweep(ctx, j.Site.RuntimeDir, removers, log.Stderr(), j.UUID)
 	cleanup.Add("clean up after dead supervisors", func(context.Context) error { others.end(ctx); return nil })
 	scratch, err := makeScratch(j.UUID, j.Env.TempDir, dir)
@@ -142,7 +145,7 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 		RunDir:        dir,
 		Scratch:       scratch,
 		Limits:        supervisor.Limits{PIDs: j.pidsLimit(), IgnoreRAM: !j.Flags.EnableMemoryLimit, NoSeccomp: !j.Site.Seccomp, StopGrace: j.Site.StopGrace},
-		Network:       connector{j, dir}.choose,
+		Network:       connect.choose,
 		CgroupsPath:   cgroup,
 		Gateway:       entrance,
 		APIEnv:        j.apiEnv(),
