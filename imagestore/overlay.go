@@ -107,6 +107,9 @@ func (o overlay) mountNew(dir string) error {
 		return &os.SyscallError{Syscall: "fsopen", Err: err}
 	}
 	defer unix.Close(fs)
+	if takesAnything(fs) {
+		return errOldKernel
+	}
 	var held descriptors
 	defer held.close()
 	set := func(key, path string) error {
@@ -152,17 +155,30 @@ func (o overlay) mountNew(dir string) error {
 	return nil
 }
 
-// kernelSays adds the messages that the kernel left in the mount context.
-func kernelSays(fs int, what string, err error) error {
-	var said []string
+// takesAnything tells whether the options of this mount context are only looked
+// at when the mount is made, as the overlay's were before Linux 6.5. Such a
+// kernel does not know lowerdir+ and says no more than "invalid argument".
+func takesAnything(fs int) bool {
+	err := unix.FsconfigSetFlag(fs, "no_overlay_has_this_option")
+	messages(fs) // of that
+	return err == nil
+}
+
+// messages reads what the kernel left in the mount context.
+func messages(fs int) (said []string) {
 	buf := make([]byte, 8<<10)
 	for {
-		n, rerr := unix.Read(fs, buf)
-		if rerr != nil || n == 0 {
-			break
+		n, err := unix.Read(fs, buf)
+		if err != nil || n == 0 {
+			return said
 		}
 		said = append(said, strings.TrimSpace(strings.TrimPrefix(string(buf[:n]), "e ")))
 	}
+}
+
+// kernelSays adds the kernel's messages to an error.
+func kernelSays(fs int, what string, err error) error {
+	said := messages(fs)
 	if len(said) == 0 {
 		return fmt.Errorf("%s: %w (the kernel's log may say more)", what, err)
 	}

@@ -47,7 +47,7 @@ func (r *run) createContainer(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("While creating container: %w", err)
 	}
-	q, err := r.bundleRequest(network.Kind)
+	q, err := r.bundleRequest(ctx, network.Kind)
 	if err != nil {
 		return fmt.Errorf("While creating container: %w", err)
 	}
@@ -117,9 +117,17 @@ func createError(err error) error {
 }
 
 // bundleRequest says in the bundle's terms what the record asks for.
-func (r *run) bundleRequest(network oci.Network) (oci.Request, error) {
+func (r *run) bundleRequest(ctx context.Context, network oci.Network) (oci.Request, error) {
 	c := r.record.RuntimeConstraints
 	rlimits, err := oci.HostRlimits()
+	if err != nil {
+		return oci.Request{}, err
+	}
+	mountPID := 0
+	if r.inputs.mount != nil {
+		mountPID = r.inputs.mount.PID()
+	}
+	cgroup, err := r.Cgroup(ctx, mountPID)
 	if err != nil {
 		return oci.Request{}, err
 	}
@@ -129,7 +137,7 @@ func (r *run) bundleRequest(network oci.Network) (oci.Request, error) {
 		Command:     r.record.Command,
 		Env:         r.environment(),
 		Cwd:         r.record.Cwd,
-		CgroupsPath: r.CgroupsPath,
+		CgroupsPath: cgroup,
 		Network:     network,
 		Hostname:    r.UUID[len(r.UUID)-hostnameLength:],
 		Limits:      oci.Limits{NanoCPUs: int64(c.VCPUs) * 1e9, RAM: c.RAM, PIDs: r.Limits.PIDs},

@@ -49,8 +49,11 @@ type Supervisor struct {
 	// Network chooses the network for a container with, and one without, access
 	// to the API.
 	Network func(api bool) (Network, error)
-	// CgroupsPath is the container's cgroup in the terms of the OCI spec.
-	CgroupsPath string
+	// Cgroup gives the place of the container's cgroup in the terms of the OCI
+	// spec. mountPID is the FUSE server, 0 if there is none: a process that lives
+	// longer than the container, for a place that exists only as long as somebody
+	// is in it.
+	Cgroup func(ctx context.Context, mountPID int) (string, error)
 	// Gateway is the door into the container; nil: there is none.
 	Gateway Gateway
 	// APIEnv is the environment a container with API access gets beside its

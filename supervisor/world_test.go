@@ -134,7 +134,7 @@ func newWorld(t *testing.T) *world {
 			}
 			return Network{Kind: oci.NetworkNone}, nil
 		},
-		CgroupsPath: "/crunch-run/" + testUUID, Gateway: fakeGateway{new([]string)}, HourlyPrice: 1.5,
+		Cgroup: func(context.Context, int) (string, error) { return "/crunch-run/" + testUUID, nil }, Gateway: fakeGateway{new([]string)}, HourlyPrice: 1.5,
 		TempDir: w.dir, NodeJSON: []byte(`{"Price":1.5}`), StatsInterval: time.Hour,
 		MarkBroken: func(_ context.Context, err error) {
 			w.note("mark node as broken")

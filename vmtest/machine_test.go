@@ -97,8 +97,8 @@ dmesg -n 1
 # A group for the tests in a parent without processes, which can delegate.
 own=/sys/fs/cgroup$(sed s/0:://p -n /proc/self/cgroup)
 mkdir $own/tests
-for pid in $(cat $own/cgroup.procs); do echo $pid >$own/tests/cgroup.procs 2>/dev/null; done
-echo +cpu +memory +pids >$own/cgroup.subtree_control
+for pid in $(cat $own/cgroup.procs); do (echo $pid >$own/tests/cgroup.procs) 2>/dev/null; done
+for c in cpu memory pids; do echo +$c >$own/cgroup.subtree_control; done
 export CRUNCH_RUN_TEST_PROGRAMS=/test/src/programs
 `
 

@@ -2,6 +2,7 @@ package vmtest
 
 import (
 	"os"
+	"strings"
 	"testing"
 	"time"
 )
@@ -12,14 +13,21 @@ var long = os.Getenv("VMTEST_LONG") != ""
 // suites are what runs in each machine. The short form shows that a container
 // starts, is limited, accounted for and gone again.
 func suites() []suite {
+	if one := os.Getenv("VMTEST_ONLY"); one != "" { // "package:tests"
+		pkg, run, _ := strings.Cut(one, ":")
+		return []suite{{pkg: pkg, run: run}}
+	}
 	if !long {
 		return []suite{
 			{pkg: "cgroups", run: "TestOOMKillsAndStats|TestKillForkingGroup|TestFeatures"},
+			{pkg: "imagestore", run: "TestUnpackMountLookup|TestManyLayers|Overlay"},
 			{pkg: "oci", run: "TestStreamsAndExit|TestLimitsAreSet|TestOOMIsReported"},
+			{pkg: "cmd/crunch-run", run: "TestSystemdScope/stop,_with_inputs"},
 		}
 	}
 	return []suite{
 		{pkg: "cgroups", run: "."},
+		{pkg: "imagestore", run: "."},
 		{pkg: "oci", run: "."},
 		{pkg: "cmd/crunch-run", run: "."},
 	}

@@ -44,6 +44,8 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return runShell(args[2:], stderr)
 	case "connect-ssh":
 		return runConnectSSH(args[2:], stdin, stdout, stderr)
+	case wire.KeeperRole:
+		return wire.Keep(stdin)
 	case "keep-mount":
 		return runKeepMount(args[2:], stdout, stderr)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -125,9 +126,16 @@ func (r *recorded) trial(ctx context.Context, rootfs string) (warnings []string,
 	if err != nil {
 		return nil, err
 	}
-	path, err := Job{UUID: r.name, Site: r.site}.placement()
+	place, err := Job{UUID: r.name, Site: r.site}.placement(func(format string, args ...any) {
+		warnings = append(warnings, strings.TrimPrefix(fmt.Sprintf(format, args...), "warning: "))
+	})
 	if err != nil {
 		return nil, err
+	}
+	defer func() { err = errors.Join(err, place.close(ctx)) }()
+	path, err := place.place(ctx, 0)
+	if err != nil {
+		return warnings, err
 	}
 	const ram = 64 << 20
 	spec, err := oci.NewSpec(oci.Request{
@@ -156,11 +164,11 @@ func (r *recorded) trial(ctx context.Context, rootfs string) (warnings []string,
 		err = errors.Join(err, c.Delete(ctx))
 	}()
 	if err := c.Start(ctx); err != nil {
-		return c.Warnings(), err
+		return append(warnings, c.Warnings()...), err
 	}
 	status, err := c.Wait(ctx)
 	if err == nil && status.Code != 0 {
 		err = fmt.Errorf("its program ended with %s", status)
 	}
-	return c.Warnings(), err
+	return append(warnings, c.Warnings()...), err
 }

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"crunch-oci/arvados"
-	"crunch-oci/cgroups"
 	"crunch-oci/internal/undo"
 	"crunch-oci/keep"
 	"crunch-oci/supervisor"
@@ -113,10 +112,11 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 	if err := dir.Own(rundir.Thing{Kind: ownsContainer, ID: filepath.Join(state, j.UUID)}); err != nil {
 		return err
 	}
-	cgroup, err := j.placement()
+	cgroup, err := j.placement(log.Printf)
 	if err != nil {
 		return err
 	}
+	cleanup.Add("leave systemd scope", cgroup.close)
 	store, err := OpenStore(j.Site, func(text string) { log.Printf("%s", text) })
 	if err != nil {
 		return err
@@ -146,7 +146,7 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 		Scratch:       scratch,
 		Limits:        supervisor.Limits{PIDs: j.pidsLimit(), IgnoreRAM: !j.Flags.EnableMemoryLimit, NoSeccomp: !j.Site.Seccomp, StopGrace: j.Site.StopGrace},
 		Network:       connect.choose,
-		CgroupsPath:   cgroup,
+		Cgroup:        cgroup.place,
 		Gateway:       entrance,
 		APIEnv:        j.apiEnv(),
 		CABundle:      j.caBundle(),
@@ -204,20 +204,6 @@ func (j Job) newLog(api *arvados.Client, facts *clusterFacts, dispatcher *accoun
 		j.OnLog(log)
 	}
 	return log, tree, nil
-}
-
-// placement decides where the container's cgroup is made.
-func (j Job) placement() (string, error) {
-	text, err := os.ReadFile("/proc/self/cgroup")
-	if err != nil {
-		return "", fmt.Errorf("find own cgroup: %w", err)
-	}
-	p := cgroups.Placement{Parent: j.Site.CgroupBase, Subsystem: j.Flags.CgroupParentSubsystem}
-	path, err := p.Path(j.UUID, string(text))
-	if err != nil {
-		return "", fmt.Errorf("fatal: cgroup parent subsystem: %w", err)
-	}
-	return path, nil
 }
 
 func (j Job) pidsLimit() int64 {
