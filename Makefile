@@ -83,6 +83,11 @@ test-vm: build-deps ## the container tests on pure cgroup v2, without and with s
 	@scripts/deps.sh build run test
 	VMTEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 3h -v ./vmtest
 
+.PHONY: test-dispatchers
+test-dispatchers: build-deps ## jobs under Slurm's own daemons, on a node made for it (some minutes)
+	@scripts/deps.sh build run test dispatchers
+	CRUNCH_RUN_TEST_SLURM=1 go test -tags $(TAGS) -count=1 -timeout 15m -v -run TestSlurm ./cmd/crunch-run/
+
 .PHONY: soak
 soak: build-deps ## the long forms of the random and mass tests, all cells of the tables (about five minutes)
 	LOCALCLUSTER_TEST_STEPS=long CRUNCH_RUN_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m ./localcluster/...

@@ -157,7 +157,10 @@ func (n *node) processes() []foundProcess {
 		environ, _ := os.ReadFile(dir + "/environ")
 		groups, _ := os.ReadFile(dir + "/cgroup")
 		contained := bytes.Contains(groups, []byte("/"+n.cgroup+"/"))
-		if !contained && !bytes.Contains(environ, []byte(n.store()+"\x00")) {
+		// Some dispatchers pass none of the settings on.
+		ours := bytes.Contains(environ, []byte(n.store()+"\x00")) ||
+			bytes.Contains(environ, []byte("TMPDIR="+n.tmp()+"\x00")) && !bytes.Contains(environ, []byte("CRUNCH_RUN_STORE_DIR="))
+		if !contained && !ours {
 			continue
 		}
 		status, _ := os.ReadFile(dir + "/stat")
