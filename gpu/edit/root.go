@@ -12,6 +12,7 @@ import (
 	pathrs "github.com/cyphar/filepath-securejoin/pathrs-lite"
 	"golang.org/x/sys/unix"
 
+	"crunch-oci/gpu/device"
 	"crunch-oci/gpu/ldcache"
 )
 
@@ -99,9 +100,23 @@ func readCache(dir *os.File) (*ldcache.Cache, error) {
 	return ldcache.Parse(data)
 }
 
+// imageFaults are errors that an image causes, on every node.
+var imageFaults = []error{unix.ENOTDIR, unix.EISDIR, unix.ELOOP, unix.EEXIST, unix.ENAMETOOLONG}
+
 // replace makes name in the root, whose parent directories are made if they are
 // missing; what was there and is no directory goes.
-func replace(dir *os.File, name string, make func(parent int, name string) error) error {
+//
+// The request is at fault (device.ErrRequest) if its image has something there
+// that cannot be replaced.
+func replace(dir *os.File, name string, make func(parent int, name string) error) (err error) {
+	defer func() {
+		for _, fault := range imageFaults {
+			if errors.Is(err, fault) {
+				err = fmt.Errorf("%w: %w", device.ErrRequest, err)
+				return
+			}
+		}
+	}()
 	parent, err := pathrs.MkdirAllHandle(dir, path.Dir(name), 0o755)
 	if err != nil {
 		return err

@@ -22,6 +22,9 @@ var nvmlSource string
 //go:embed testdata/cuda.c
 var cudaSource string
 
+//go:embed testdata/modprobe.c
+var modprobeSource string
+
 //go:embed testdata/probe.c
 var probeSource string
 
@@ -111,6 +114,13 @@ func (d *Tree) Program(name, text string) {
 	d.must(os.Chmod(d.Path(name), 0o755))
 }
 
+// Modprobe installs a stand-in for nvidia-modprobe, see testdata/modprobe.c.
+func (d *Tree) Modprobe() {
+	d.t.Helper()
+	d.install("usr/bin/nvidia-modprobe", compiled(d.t, "modprobe"))
+	d.must(os.Chmod(d.Path("usr/bin/nvidia-modprobe"), 0o755))
+}
+
 // Link makes a symbolic link.
 func (d *Tree) Link(name, target string) { d.t.Helper(); d.must(os.Symlink(target, d.Path(name))) }
 
@@ -161,6 +171,17 @@ func Probe(t testing.TB) map[string][]byte {
 	return files
 }
 
+// OldLibc is a library that defines a symbol of an old version of glibc, and no
+// newer one.
+func OldLibc(t testing.TB, version string) []byte {
+	t.Helper()
+	script := filepath.Join(t.TempDir(), "versions")
+	if err := os.WriteFile(script, []byte("GLIBC_"+version+" { global: f; local: *; };\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return Library(t, "libc.so.6", "int f(void) { return 0; }", "-nostdlib", "-Wl,--version-script="+script)
+}
+
 var (
 	compileMu sync.Mutex
 	compiles  = make(map[string][]byte)
@@ -187,6 +208,8 @@ func compiled(t testing.TB, name string) []byte {
 		data = Library(t, "libnvidia-ml.so.1", nvmlSource, "-ldl")
 	case "probe":
 		data = gcc(t, probeSource, "-ldl")
+	case "modprobe":
+		data = gcc(t, modprobeSource, "-static")
 	case "libnvidia-nvvm":
 		data = Library(t, "libnvidia-nvvm.so.4", cudaSource)
 	default:
