@@ -159,7 +159,7 @@ func (c *call) checkNewCollection(rec, given store.Record) error {
 	for k, v := range trash {
 		rec[k] = v
 	}
-	return c.checkCollection(rec)
+	return c.checkCollection(rec, nil)
 }
 
 // settable are the attributes that clients may change as they like.
@@ -195,7 +195,7 @@ func (c *call) checkCollectionUpdate(rec, changed store.Record) error {
 	for k, v := range trash {
 		next[k] = v
 	}
-	if err := c.checkCollection(next); err != nil {
+	if err := c.checkCollection(next, rec); err != nil {
 		return err
 	}
 	// What is stored is the difference that is left.
@@ -206,8 +206,8 @@ func (c *call) checkCollectionUpdate(rec, changed store.Record) error {
 	return nil
 }
 
-// checkCollection checks what does not depend on what it was before.
-func (c *call) checkCollection(rec store.Record) error {
+// checkCollection checks a record that replaces old, which is nil for a new one.
+func (c *call) checkCollection(rec, old store.Record) error {
 	if rec.Str("name") == "" {
 		rec["name"] = nil
 	}
@@ -221,13 +221,9 @@ func (c *call) checkCollection(rec store.Record) error {
 	if err := json.Unmarshal(rec.JSON("storage_classes_desired"), &classes); err != nil || len(classes) == 0 {
 		return invalid("Storage classes desired must be a non-empty array of strings")
 	}
-	if !c.caller.admin() {
-		for _, n := range []string{"replication_confirmed", "replication_confirmed_at", "storage_classes_confirmed_at"} {
-			if rec[n] != nil {
-				return denied("")
-			}
-		}
-		if !same(rec["storage_classes_confirmed"], nil) {
+	// What has been confirmed users can only take back.
+	for _, n := range []string{"replication_confirmed", "replication_confirmed_at", "storage_classes_confirmed", "storage_classes_confirmed_at"} {
+		if !c.caller.admin() && !same(rec[n], nil) && !same(rec[n], old[n]) {
 			return denied("")
 		}
 	}
