@@ -73,13 +73,15 @@ func (s supervision) run() int {
 		return fail(s.stderr, 1, "%v", err)
 	}
 	s.inherited.Accept()
-	job.OnLog, job.NextSignal, job.Reprice = saveOnSignal(ctx), next, events(ctx, syscall.SIGUSR2)
+	begun, watchLog := false, saveOnSignal(ctx)
+	job.OnLog = func(log *joblog.Log) { begun = true; watchLog(log) }
+	job.NextSignal, job.Reprice = next, events(ctx, syscall.SIGUSR2)
 	fmt.Fprintf(s.stderr, "crunch-run %s started\n", programVersion())
 	if err := pause(stop, s.flags.Sleep); err != nil {
 		return fail(s.stderr, 1, "%s: %v", s.flags.UUID, err)
 	}
 	err = wire.Run(ctx, stop, job)
-	if s.flags.MemProfile != "" {
+	if s.flags.MemProfile != "" && begun {
 		writeMemProfile(s.flags.MemProfile, s.stderr)
 	}
 	if err != nil {

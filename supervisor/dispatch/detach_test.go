@@ -201,6 +201,27 @@ func TestDetachIntoStrangeDirectories(t *testing.T) {
 	}
 }
 
+// Where everybody can make files, somebody may have made these, and hold their
+// locks.
+func TestDetachReplacesForeignFiles(t *testing.T) {
+	d, _ := lockDir(t, "accept stay")
+	for _, path := range []string{string(d) + "/" + allName, d.RunLock(uuid)} {
+		held(t, path, "x")
+		if err := os.Chown(path, 65534, 65534); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := detach(t, d, nil); got.code != 0 || got.stderr != "" {
+		t.Errorf("%+v", got)
+	}
+	if out, errs := list(t, d, Found{}); out != uuid+"\n" || errs != "" {
+		t.Errorf("list: %q %q", out, errs)
+	}
+	if info, err := os.Stat(d.RunLock(uuid)); err != nil || !ours(info) {
+		t.Error("the lock file still belongs to somebody else")
+	}
+}
+
 // A directory that is not there is made.
 func TestDetachMakesTheDirectory(t *testing.T) {
 	d, _ := lockDir(t, "accept stay")

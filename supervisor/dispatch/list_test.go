@@ -92,11 +92,16 @@ func TestListOfStrangeFiles(t *testing.T) {
 	}
 	defer l.Close()
 
+	held(t, at("foreign"), strings.ReplaceAll(content, uuid, "zzzzz-dz642-00000000000000f"))
+	if err := os.Chown(at("foreign"), 65534, 65534); err != nil {
+		t.Fatal(err)
+	}
+
 	out, errs := list(t, d, Found{})
 	if want := uuid + "\n"; out != want {
 		t.Errorf("printed %q, want %q", out, want)
 	}
-	for _, name := range []string{"a-line-break", "a-blank", "other-letters", "negative", "group", "too-large", "fraction", "wrong-types", "array", "binary", "cut", "deep", "huge", "link", "lost-link", "pipe", "directory", "device", "socket"} {
+	for _, name := range []string{"a-line-break", "a-blank", "other-letters", "negative", "group", "too-large", "fraction", "wrong-types", "array", "binary", "cut", "deep", "huge", "link", "lost-link", "pipe", "directory", "device", "socket", "foreign"} {
 		if !strings.Contains(errs, at(name)) {
 			t.Errorf("nothing is said about %s:\n%s", name, errs)
 		}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -96,9 +97,18 @@ func (d Dir) lockAll(ctx context.Context) (*os.File, error) {
 // openOrCreate opens a lock file for reading and writing. It is created in a
 // call of its own: the kernel refuses to open other people's files in a
 // directory that everybody may write to with O_CREAT (fs.protected_regular).
+//
+// A file of another user, who could change it and hold its lock for ever, is
+// replaced if this user is root.
 func openOrCreate(path string) (*os.File, error) {
 	for {
 		f, err := openRegular(path, os.O_RDWR)
+		if errors.Is(err, errForeign) && os.Geteuid() == 0 {
+			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return nil, err
+			}
+			continue
+		}
 		if !errors.Is(err, fs.ErrNotExist) {
 			return f, err
 		}
@@ -111,11 +121,14 @@ func openOrCreate(path string) (*os.File, error) {
 	}
 }
 
-// errNotRegular is the error for lock files that are links, directories, pipes.
-var errNotRegular = errors.New("not a regular file (remove it)")
+// Lock files can be made by everybody where the directory is everybody's.
+var (
+	errNotRegular = errors.New("not a regular file (remove it)")
+	errForeign    = errors.New("belongs to another user (remove it)")
+)
 
 // openRegular opens an existing file unless it is something else than a regular
-// file. It does not block.
+// file of root's or this user's. It does not block.
 func openRegular(path string, flag int) (*os.File, error) {
 	f, err := os.OpenFile(path, flag|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.EISDIR) || errors.Is(err, unix.ENXIO) {
@@ -128,11 +141,20 @@ func openRegular(path string, flag int) (*os.File, error) {
 	if err == nil && !info.Mode().IsRegular() {
 		err = &fs.PathError{Op: "open", Path: path, Err: errNotRegular}
 	}
+	if err == nil && !ours(info) {
+		err = &fs.PathError{Op: "open", Path: path, Err: errForeign}
+	}
 	if err != nil {
 		_ = f.Close()
 		return nil, err
 	}
 	return f, nil
+}
+
+// ours reports whether nobody but root and this user could have written a file.
+func ours(info os.FileInfo) bool {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	return ok && (st.Uid == 0 || int(st.Uid) == os.Geteuid())
 }
 
 // takeRunLock opens or makes the container's lock file and locks it, for as long

@@ -6,9 +6,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"crunch-oci/supervisor/config"
 	"crunch-oci/supervisor/rundir"
 )
 
@@ -79,5 +81,40 @@ func TestSweepDoesNotHoldTheRunUp(t *testing.T) {
 	startSweep(t.Context(), root, removers, &stderr, "me").end(t.Context())
 	if _, err := os.Lstat(scratch); !os.IsNotExist(err) {
 		t.Errorf("scratch directory of the dead run: %v", err)
+	}
+}
+
+// What a list cleans, and what it says of a run whose container cannot be
+// removed.
+func TestClean(t *testing.T) {
+	root, scratch := deadRun(t)
+	site := config.Site{RuntimeDir: root, StoreDir: filepath.Join(root, "no-store")}
+	var stderr bytes.Buffer
+	if alive := Clean(t.Context(), site, &stderr); alive != nil || stderr.String() != "" {
+		t.Errorf("%q %s", alive, stderr.String())
+	}
+	if _, err := os.Lstat(scratch); !os.IsNotExist(err) {
+		t.Errorf("scratch directory of the dead run: %v", err)
+	}
+	if _, err := os.Lstat(site.StoreDir); !os.IsNotExist(err) {
+		t.Errorf("an image store has been made: %v", err)
+	}
+
+	const uuid = "zzzzz-dz642-000000000000001"
+	state := filepath.Join(root, uuid, "oci", uuid)
+	if err := os.MkdirAll(state, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{
+		filepath.Join(root, uuid, "lock"):   "",
+		filepath.Join(root, uuid, "owned"):  `{"kind":"container","id":"` + state + `"}` + "\n",
+		filepath.Join(state, "cgroup.json"): "damaged",
+	} {
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if alive := Clean(t.Context(), site, &stderr); !slices.Equal(alive, []string{uuid}) || !strings.Contains(stderr.String(), uuid) {
+		t.Errorf("%q %s", alive, stderr.String())
 	}
 }
