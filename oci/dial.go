@@ -96,17 +96,28 @@ func (r *Running) networkNamespace() (*os.File, error) {
 // for an address that needs no resolving is the calling one.
 func dialHere(ctx context.Context, port int) (net.Conn, error) {
 	var first error
-	for _, ip := range append([]string{"127.0.0.1", "::1"}, ownAddresses()...) {
-		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", net.JoinHostPort(ip, strconv.Itoa(port)))
-		if err == nil {
-			return conn, nil
+	try := func(addresses []string) net.Conn {
+		for _, ip := range addresses {
+			address := net.JoinHostPort(ip, strconv.Itoa(port))
+			conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+			if err == nil {
+				return conn
+			}
+			if first == nil {
+				first = fmt.Errorf("%s: %w", address, reason(err))
+			}
 		}
-		if first == nil {
-			first = fmt.Errorf("%s: %w", net.JoinHostPort(ip, strconv.Itoa(port)), reason(err))
-		}
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
+		return nil
+	}
+	conn := try([]string{"127.0.0.1", "::1"})
+	if conn == nil {
+		conn = try(ownAddresses())
+	}
+	switch {
+	case conn != nil:
+		return conn, nil
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
 	}
 	return nil, first
 }

@@ -483,9 +483,20 @@ func TestExecIsBoundedByItsContext(t *testing.T) {
 	waitFor(t, "the rest to be gone", func() bool { return len(living(t, b)) == 1 })
 }
 
-// Another process finds the container by its state.
+// Another process finds the container by its state, also if it does not see the
+// file system that the container is on.
 func TestExecInLoadedContainer(t *testing.T) {
-	req := newRequest(t, newID(), "echo started; sleep 600")
+	for _, moved := range []bool{false, true} {
+		req := newRequest(t, newID(), "sleep 600")
+		testLoaded(t, req, func() {
+			if moved {
+				must(t, os.Rename(req.RootfsPath, req.RootfsPath+".moved"))
+			}
+		})
+	}
+}
+
+func testLoaded(t *testing.T, req oci.Request, meanwhile func()) {
 	s := newSupervision(t, req)
 	_, out := s.start(t)
 	for _, want := range []string{"created\n", "started\n"} {
@@ -493,6 +504,7 @@ func TestExecInLoadedContainer(t *testing.T) {
 			t.Fatalf("got %q, %v", line, err)
 		}
 	}
+	meanwhile()
 	r := &oci.Runtime{StateDir: s.StateDir}
 	c, err := r.Load(t.Context(), s.ID)
 	must(t, err)
