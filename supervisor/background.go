@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"context"
+	"maps"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -40,6 +41,9 @@ type pids struct {
 // ownProcesses lists them as they are now; it is called from a reporter.
 func (r *run) ownProcesses() map[string]int {
 	p := map[string]int{"crunch-run": os.Getpid()}
+	if r.Helpers != nil {
+		maps.Copy(p, r.Helpers())
+	}
 	if m := r.pids.mount.Load(); m != nil {
 		select {
 		case <-(*m).Exited(): // the number may be another's now

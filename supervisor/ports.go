@@ -74,6 +74,9 @@ type Supervisor struct {
 	TempDir string
 	// NodeJSON is the content of node.json; nil: no such file.
 	NodeJSON []byte
+	// Helpers lists processes beside the supervisor's own whose memory is
+	// reported, by name, as they are now. May be nil.
+	Helpers func() map[string]int
 	// StatsInterval is the time between two lines of statistics of a kind.
 	StatsInterval time.Duration
 	// MarkBroken is told once about an error that suggests that this node cannot

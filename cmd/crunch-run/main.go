@@ -46,6 +46,8 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return runConnectSSH(args[2:], stdin, stdout, stderr)
 	case wire.KeeperRole:
 		return wire.Keep(stdin)
+	case "keepstore":
+		return runKeepstore(args[2:], stdin, stdout, stderr)
 	case "keep-mount":
 		return runKeepMount(args[2:], stdout, stderr)
 	}

@@ -64,12 +64,12 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 			fmt.Fprintf(j.Stderr, "%s: clean up: %v\n", j.UUID, undone)
 		}
 	}()
-	fmt.Fprintln(j.Stderr, j.keepstoreNote())
 	api, err := arvados.NewClient(j.Cluster)
 	if err != nil {
 		return err
 	}
 	cleanup.Add("close API connections", func(context.Context) error { api.Close(); return nil })
+	local := j.startKeepstore(ctx, stop, api, &cleanup)
 	facts, err := learnUnlessStopped(ctx, stop, api, j.Cluster, j.KeepRetries)
 	if err != nil {
 		return err
@@ -83,8 +83,11 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 	if err != nil {
 		return err
 	}
-	for _, line := range j.notes() {
+	for _, line := range j.ClusterFile.Notes {
 		log.Printf("%s", line)
+	}
+	if err := local.report(log); err != nil {
+		return err
 	}
 	door, err := newDoor(log, &cleanup)
 	if err != nil {
@@ -154,6 +157,7 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 		ReadPrices:    j.readPrices,
 		Reprice:       j.Reprice,
 		TempDir:       j.Env.TempDir,
+		Helpers:       local.processes,
 		StatsInterval: j.Flags.CrunchstatInterval,
 		MarkBroken:    j.markBroken(log),
 		FinalTimeout:  j.Site.FinalTimeout,

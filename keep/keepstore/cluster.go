@@ -1,0 +1,139 @@
+package keepstore
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// DriverError says that a volume is of a kind that this server cannot use.
+type DriverError struct{ Volume, Driver string }
+
+func (e *DriverError) Error() string {
+	return fmt.Sprintf("volume %s: driver %s is not supported by this keepstore", e.Volume, e.Driver)
+}
+
+// duration is a time.Duration as cluster configurations write it: "336h", or
+// nanoseconds.
+type duration time.Duration
+
+func (d *duration) UnmarshalJSON(text []byte) error {
+	var s string
+	if json.Unmarshal(text, &s) != nil {
+		return json.Unmarshal(text, (*int64)(d))
+	}
+	v, err := time.ParseDuration(s)
+	*d = duration(v)
+	return err
+}
+
+// clusterConfig is what of a cluster's configuration a block server reads; the
+// rest may be whatever it likes.
+type clusterConfig struct {
+	SystemRootToken, ManagementToken string
+	API                              struct {
+		MaxKeepBlobBuffers, MaxConcurrentRequests, MaxQueuedRequests int
+		RequestTimeout                                               duration
+	}
+	Collections struct {
+		BlobSigning                                                           bool
+		BlobSigningKey                                                        string
+		BlobSigningTTL, BlobTrashLifetime, BlobTrashCheckInterval             duration
+		BlobTrash                                                             bool
+		BlobTrashConcurrency, BlobDeleteConcurrency, BlobReplicateConcurrency int
+	}
+	StorageClasses map[string]struct{ Priority int }
+	Volumes        map[string]clusterVolume
+}
+
+type clusterVolume struct {
+	Driver           string
+	DriverParameters json.RawMessage
+	AccessViaHosts   map[string]struct{ ReadOnly bool }
+	ReadOnly         bool
+
+	AllowTrashWhenReadOnly bool
+	Replication            int
+	StorageClasses         map[string]bool
+}
+
+// ConfigFromCluster reads one cluster's configuration, as JSON with Arvados'
+// defaults for what is missing, for the server at internalURL. Volumes that only
+// other servers may use are left out. A volume of an unknown kind is a
+// *DriverError. No error quotes a secret.
+func ConfigFromCluster(cluster json.RawMessage, internalURL string) (Config, error) {
+	var c clusterConfig
+	c.API.MaxKeepBlobBuffers = 128
+	c.Collections.BlobSigning, c.Collections.BlobTrash = true, true
+	c.Collections.BlobTrashLifetime = duration(336 * time.Hour)
+	c.Collections.BlobTrashConcurrency, c.Collections.BlobReplicateConcurrency = 4, 4
+	if err := json.Unmarshal(cluster, &c); err != nil {
+		return Config{}, fmt.Errorf("keepstore: cluster configuration: %w", err)
+	}
+	cfg := Config{
+		SystemRootToken: c.SystemRootToken, ManagementToken: c.ManagementToken,
+		BlobSigning: c.Collections.BlobSigning, BlobSigningKey: c.Collections.BlobSigningKey,
+		BlobSigningTTL: time.Duration(c.Collections.BlobSigningTTL),
+		BlobTrash:      c.Collections.BlobTrash, BlobTrashLifetime: time.Duration(c.Collections.BlobTrashLifetime),
+		BlobTrashCheckInterval: time.Duration(c.Collections.BlobTrashCheckInterval),
+		BlobTrashConcurrency:   c.Collections.BlobTrashConcurrency, BlobReplicateConcurrency: c.Collections.BlobReplicateConcurrency,
+		StorageClassPriority: make(map[string]int),
+		MaxKeepBlobBuffers:   c.API.MaxKeepBlobBuffers, MaxConcurrentRequests: c.API.MaxConcurrentRequests,
+		MaxQueuedRequests: c.API.MaxQueuedRequests, RequestTimeout: time.Duration(c.API.RequestTimeout),
+	}
+	for name, class := range c.StorageClasses {
+		cfg.StorageClassPriority[name] = class.Priority
+	}
+	for _, uuid := range slices.Sorted(maps.Keys(c.Volumes)) {
+		v, usable, err := c.Volumes[uuid].here(uuid, internalURL)
+		if err != nil {
+			return Config{}, err
+		}
+		if usable {
+			cfg.Volumes = append(cfg.Volumes, v)
+		}
+	}
+	return cfg, nil
+}
+
+// here is the volume as the server at url may use it, if at all.
+func (v clusterVolume) here(uuid, url string) (c VolumeConfig, usable bool, err error) {
+	c = VolumeConfig{
+		UUID: uuid, ReadOnly: v.ReadOnly, AllowTrashWhenReadOnly: v.AllowTrashWhenReadOnly, Replication: v.Replication,
+	}
+	if len(v.AccessViaHosts) > 0 {
+		access, ok := v.AccessViaHosts[url]
+		if !ok {
+			access, ok = v.AccessViaHosts[strings.TrimRight(url, "/")+"/"]
+		}
+		if !ok {
+			return c, false, nil
+		}
+		if access.ReadOnly {
+			c.ReadOnly, c.AllowTrashWhenReadOnly = true, false
+		}
+	}
+	if v.Driver != "Directory" {
+		return c, false, &DriverError{uuid, v.Driver}
+	}
+	var parameters struct {
+		Root      string
+		Serialize bool
+	}
+	if len(v.DriverParameters) > 0 {
+		if err := json.Unmarshal(v.DriverParameters, &parameters); err != nil {
+			return c, false, fmt.Errorf("keepstore: volume %s: DriverParameters: %w", uuid, err)
+		}
+	}
+	c.Root, c.Serialize = parameters.Root, parameters.Serialize
+	for class, offered := range v.StorageClasses {
+		if offered {
+			c.StorageClasses = append(c.StorageClasses, class)
+		}
+	}
+	slices.Sort(c.StorageClasses)
+	return c, true, nil
+}
