@@ -3,13 +3,17 @@ package main_test
 import (
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"crunch-oci/internal/forkthread"
 )
@@ -68,7 +72,7 @@ func newNetworkNode(t testing.TB) *node {
 		_ = server.Wait()
 	})
 	n := newNode(t)
-	n.netns = near
+	n.netns, n.prefix = near, []string{"nsenter", "--net=" + near}
 	before := n.network(t)
 	t.Cleanup(func() {
 		if after := n.network(t); after != before {
@@ -183,6 +187,77 @@ func TestBridgeStarts(t *testing.T) {
 	}
 	if after := n.network(t); after != before {
 		t.Errorf("after all:\n%s\nwant:\n%s", after, before)
+	}
+}
+
+// nameServer answers every question for an address with farHost, in a network
+// namespace.
+func nameServer(t testing.TB, netns, addr string) {
+	t.Helper()
+	var c net.PacketConn
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		var ns *os.File
+		if ns, err = os.Open(netns); err != nil {
+			return
+		}
+		defer ns.Close()
+		if err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err == nil {
+			c, err = net.ListenPacket("udp", addr)
+		}
+	}()
+	<-done
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	go func() {
+		buf := make([]byte, 512)
+		for {
+			n, from, err := c.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			if n < 17 {
+				continue
+			}
+			// RFC 1035: the question again, and for type A one answer that points
+			// to the name in it.
+			answer := append([]byte(nil), buf[:n]...)
+			answer[2], answer[3] = 0x81, 0x80
+			if answer[n-3] == 1 {
+				answer[7] = 1
+				answer = append(answer, 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 203, 0, 113, 5)
+			}
+			_, _ = c.WriteTo(answer, from)
+		}
+	}()
+}
+
+// Names are found as the host finds them: by systemd-resolved's servers, or by
+// one on the host's loopback, which the container cannot reach itself.
+func TestBridgeNames(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ server, resolv, upstream, want string }{
+		"systemd-resolved": {"192.0.2.2:53", "nameserver 127.0.0.53\n", "nameserver 192.0.2.2\nsearch lab.example\n", "nameserver 192.0.2.2\nsearch lab.example\n"},
+		"own server":       {"127.0.0.1:53", "nameserver 127.0.0.1\nsearch lab.example\n", "", "nameserver 127.0.0.11\nsearch lab.example\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNetworkNode(t)
+			nameServer(t, n.netns, c.server)
+			etc := t.TempDir()
+			writeFile(t, filepath.Join(etc, "resolv.conf"), []byte(c.resolv))
+			writeFile(t, filepath.Join(etc, "upstream"), []byte(c.upstream))
+			n.prefix = append(n.prefix, "unshare", "--mount", "sh", "-ec",
+				"mount --bind "+etc+"/resolv.conf /etc/resolv.conf; mount -t tmpfs tmpfs /run; mkdir -p /run/systemd/resolve; cp "+etc+"/upstream /run/systemd/resolve/resolv.conf; exec \"$@\"", "sh")
+			res := n.local(t, "--network", "bridge", "--image", n.toolsFile(t), "--", "sh", "-c", "cat /etc/resolv.conf; wget -qO- http://www.far.example/")
+			if res.stdout != c.want+"far\n" {
+				t.Errorf("the container says %q, want %q", res.stdout, c.want+"far\n")
+			}
+		})
 	}
 }
 

@@ -30,7 +30,9 @@ type node struct {
 	// netns is the path of the network namespace that the program is run in; "" is
 	// the machine's.
 	netns string
-	env   []string // further settings
+	// prefix is a command that runs the program.
+	prefix []string
+	env    []string // further settings
 }
 
 var nodeCount atomic.Int64

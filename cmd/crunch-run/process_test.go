@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -34,10 +35,8 @@ type run struct {
 func (n *node) start(t testing.TB, r run) *process {
 	t.Helper()
 	p := &process{done: make(chan struct{})}
-	p.cmd = exec.Command(program, r.args...)
-	if n.netns != "" {
-		p.cmd = exec.Command("nsenter", append([]string{"--net=" + n.netns, program}, r.args...)...)
-	}
+	command := slices.Concat(n.prefix, []string{program}, r.args)
+	p.cmd = exec.Command(command[0], command[1:]...)
 	p.cmd.Env = append(append(cleanEnv(), n.settings()...), r.env...)
 	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr, p.cmd.Dir = r.stdin, &p.stdout, &p.stderr, r.dir
 	if r.stdout != nil {

@@ -58,7 +58,14 @@ func dotted(name string) string { return strings.ReplaceAll(name, "/", ".") }
 // Forwarding tells which of the kernel's parameters for forwarding are off, in
 // sysctl's notation.
 func Forwarding() (off []string) {
-	for _, name := range []string{"ipv4/ip_forward"} {
+	names := []string{"ipv4/ip_forward"}
+	if h, err := handle(); err == nil {
+		if up, err := findUplink(h, ""); err == nil && up.ipv6 {
+			names = append(names, "ipv6/conf/all/forwarding")
+		}
+		h.Close()
+	}
+	for _, name := range names {
 		if v, err := sysctl(name); err != nil || v == "0" {
 			off = append(off, "net."+dotted(name))
 		}
@@ -157,7 +164,15 @@ func obstacle(w way, conn *nftables.Conn, c *nftables.Chain, bridge string, ipv6
 	if c.Name == w.iptables && c.Table.Name == "filter" {
 		o.Advice = iptablesAdvice(w, map[string]string{"ip": "iptables", "ip6": "ip6tables", "inet": "iptables"}[family], bridge)
 	}
+	if advice, ok := programs[c.Table.Name]; ok && family == "inet" {
+		o.Advice = fmt.Sprintf(advice, bridge)
+	}
 	return o
+}
+
+// programs own tables in which nobody else's rules last; what they are told does.
+var programs = map[string]string{
+	"firewalld": "firewall-cmd --permanent --zone=trusted --add-interface=%s && firewall-cmd --reload",
 }
 
 func iptablesAdvice(w way, program, bridge string) string {

@@ -18,6 +18,7 @@ func TestObstacles(t *testing.T) {
 		"open":                     {"table inet f { " + fmt.Sprintf(chain, "forward", "accept", "tcp dport 22 drop") + " }", ""},
 		"closed":                   {"table inet f { " + fmt.Sprintf(chain, "passing", "drop", "ct state established accept") + " }", `chain inet f passing drops by default: containers may not reach the network; run: nft insert rule inet f passing iifname "crunch0" accept; `},
 		"closed by its end":        {"table ip f { " + fmt.Sprintf(chain, "passing", "accept", "tcp dport 22 accept; counter reject") + " }", "chain ip f passing refuses what no earlier rule of it accepts"},
+		"firewalld":                {"table inet firewalld { " + fmt.Sprintf(chain, "filter_FORWARD", "accept", "ct state established accept; reject with icmpx admin-prohibited") + " }", "run: firewall-cmd --permanent --zone=trusted --add-interface=crunch0"},
 		"knows us":                 {"table inet f { " + fmt.Sprintf(chain, "passing", "drop", `iifname "crunch0" accept`) + " }", ""},
 		"knows our like":           {"table inet f { " + fmt.Sprintf(chain, "passing", "drop", `iifname "crun*" accept`) + " }", ""},
 		"knows us, in a jump":      {`table inet f { chain more { iifname "crunch0" accept; }; ` + fmt.Sprintf(chain, "passing", "drop", "jump more") + " }", ""},
