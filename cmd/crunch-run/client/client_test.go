@@ -271,8 +271,15 @@ func TestWait(t *testing.T) {
 			}
 			d.end(uuid, c.steps...)
 			e := <-ended
-			if e.code != c.code || !strings.Contains(e.stdout, c.says) || e.stderr != "submitted "+uuid+"\n" {
+			if e.code != c.code || !strings.Contains(e.stdout, c.says) || !strings.HasPrefix(e.stderr, "submitted "+uuid+"\n") {
 				t.Errorf("%+v, want %d and %q", e, c.code, c.says)
+			}
+			// How it got on, each thing once.
+			lines := strings.Split(strings.TrimSuffix(e.stderr, "\n"), "\n")[1:]
+			for i, line := range lines {
+				if !strings.Contains(line, "-dz642-") || i > 0 && line == lines[i-1] {
+					t.Errorf("said %q", lines)
+				}
 			}
 		})
 	}
@@ -453,6 +460,19 @@ func TestNoAccess(t *testing.T) {
 			t.Errorf("%d %s, want %q", code, stderr, says)
 		}
 		u.config.Host, u.config.Token, u.config.CAFile = host, token, ca
+	}
+}
+
+func TestProgress(t *testing.T) {
+	for want, status := range map[string]map[string]any{
+		"u is Running":                      {},
+		"u is Running: copying":             {"activity": "copying"},
+		`u is Running: low on space\nor so`: {"activity": "copying", "warning": "low on space\nor so"},
+		`u is Running: \x1b[31mred`:         {"error": "\x1b[31mred", "warning": 5},
+	} {
+		if got := progress(arvados.Container{UUID: "u", State: "Running", RuntimeStatus: status}); got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
 	}
 }
 

@@ -66,8 +66,8 @@ the output: what it leaves there is saved.
   --attempts N         containers to use if they get lost (default 3)
   --max-run-time D     stop it after this time, e.g. 2h (default: no limit)
   --no-reuse           run it even if an equal container has run before
-  --wait               wait for the end; exit with the command's status. Ctrl-C ends
-                       the waiting, not the work
+  --wait               wait for the end, and say how the container gets on; exit with
+                       the command's status. Ctrl-C ends the waiting, not the work
   --json               print the request's record
 
 Exit status with --wait: the command's own; 125 if it has none because the
@@ -178,7 +178,7 @@ func runSubmit(ctx context.Context, c *invocation) (status int, err error) {
 			return c.print(r.Raw, r.UUID+"\n")
 		}
 		fmt.Fprintf(c.Stderr, "submitted %s\n", r.UUID)
-		end, err := waitFor(ctx, s, r)
+		end, err := c.waitFor(ctx, s, r)
 		if err != nil {
 			if ctx.Err() != nil {
 				fmt.Fprintf(c.Stderr, "%s goes on; crunch-run request cancel %s stops it\n", r.UUID, r.UUID)
@@ -194,14 +194,22 @@ func runSubmit(ctx context.Context, c *invocation) (status int, err error) {
 	return status, err
 }
 
-// waitFor waits until the request is final.
-func waitFor(ctx context.Context, s *transfer.Session, r arvados.ContainerRequest) (*requestReport, error) {
+// waitFor waits until the request is final, and says how it gets on.
+func (c *invocation) waitFor(ctx context.Context, s *transfer.Session, r arvados.ContainerRequest) (*requestReport, error) {
 	// Hours may have been waited already: some minutes more without the cluster
 	// are nothing.
 	patient := s.API.WithBudget(arvados.DefaultBudget)
 	ticker := time.NewTicker(waitPoll)
 	defer ticker.Stop()
+	said := ""
 	for r.State != arvados.RequestFinal {
+		// Not being able to say it is no reason to stop waiting.
+		if container, err := s.API.GetContainer(ctx, r.ContainerUUID); err == nil {
+			if now := progress(container); now != said {
+				fmt.Fprintf(c.Stderr, "%s\n", now)
+				said = now
+			}
+		}
 		select {
 		case <-ticker.C:
 		case <-ctx.Done():
@@ -217,4 +225,15 @@ func waitFor(ctx context.Context, s *transfer.Session, r arvados.ContainerReques
 		err = errors.New("the request has ended without a container")
 	}
 	return report, err
+}
+
+// progress is one line about a container on its way.
+func progress(c arvados.Container) string {
+	line := c.UUID + " is " + c.State
+	for _, k := range []string{"error", "warning", "activity"} {
+		if v, _ := c.RuntimeStatus[k].(string); v != "" {
+			return line + ": " + word(v)
+		}
+	}
+	return line
 }
