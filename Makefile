@@ -94,6 +94,15 @@ soak: build-deps ## the long forms of the random and mass tests, all cells of th
 	CRUNCH_RUN_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m -run 'TestDispatch|TestCrowd|TestBridgeStarts' ./cmd/crunch-run/
 	CRUNCH_RUN_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m ./oci/network/
 
+.PHONY: gpu-kit
+gpu-kit: release ## collect in .build/gpu-kit what "make test-gpu" needs, to carry it to a machine with a GPU
+	@scripts/deps.sh build test
+	scripts/gpu-kit.sh $(B)/gpu-kit
+
+.PHONY: test-gpu
+test-gpu: gpu-kit ## real NVIDIA GPUs: on a machine with one, or there: scripts/gpu-machine-test.sh .build/gpu-kit
+	scripts/gpu-machine-test.sh $(B)/gpu-kit
+
 .PHONY: bench
 bench: ## benchmarks beside their peers; writes what doc/performance.md shows
 	@scripts/deps.sh build run test

@@ -17,5 +17,11 @@ if [ "$newest" != none ] && [ "$(printf '%s\n%s\n' "$newest" "$limit" | sort -V 
 	echo "$file needs GLIBC_$newest; build it with 'make release' (limit $limit)" >&2
 	bad=1
 fi
+# NVIDIA's functions are looked up when they are called. Bound at the start they
+# would be needed on every node.
+if readelf -W -d "$file" | grep -Eq 'BIND_NOW|FLAGS.*NOW'; then
+	echo "$file is linked with -z now: it would not start without libnvidia-ml.so.1" >&2
+	bad=1
+fi
 [ "$bad" = 0 ] || exit 1
 echo "$file: libraries ok, newest symbol version GLIBC_$newest"
