@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"golang.org/x/term"
 
@@ -48,16 +49,8 @@ func runCheck(args []string, stdout, stderr io.Writer) int {
 	case *patience <= 0:
 		return fail(stderr, 2, "crunch-run check: --timeout %v: must be more than 0 (try -h)", *patience)
 	}
-	// What is mounted for the check is then nobody else's.
-	if os.Geteuid() == 0 {
-		if err := mountns.Enter(); err != nil {
-			return fail(stderr, 1, "crunch-run check: %v", err)
-		}
-	}
-	site, err := config.Load(config.Sources{Lookup: os.LookupEnv, Environ: os.Environ()})
-	report := wire.Check(context.Background(), nodecheck.Options{
-		Version: programVersion(), Site: site, SiteErr: err, TempDir: config.TakeEnvironment().TempDir, Patience: *patience,
-	})
+	report := checkNode(*patience)
+	var err error
 	if *asJSON {
 		err = report.WriteJSON(stdout)
 	} else {
@@ -70,6 +63,19 @@ func runCheck(args []string, stdout, stderr io.Writer) int {
 		return 1
 	}
 	return 0
+}
+
+// checkNode checks this node in a mount namespace of its own.
+func checkNode(patience time.Duration) *nodecheck.Report {
+	if os.Geteuid() == 0 {
+		if err := mountns.Enter(); err != nil {
+			return nodecheck.Refuse(programVersion(), nodecheck.Finding{Area: "mounts", Level: nodecheck.Failure, Text: err.Error(), Advice: "this is what every start of crunch-run will meet"})
+		}
+	}
+	site, err := config.Load(config.Sources{Lookup: os.LookupEnv, Environ: os.Environ()})
+	return wire.Check(context.Background(), nodecheck.Options{
+		Version: programVersion(), Site: site, SiteErr: err, TempDir: config.TakeEnvironment().TempDir, Patience: patience,
+	})
 }
 
 // wantsColour tells whether somebody reads the output on a terminal that shows

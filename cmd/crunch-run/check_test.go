@@ -106,6 +106,8 @@ func TestCheckLacking(t *testing.T) {
 		fit          bool
 	}{
 		"no FUSE":            {script: "mount -t tmpfs tmpfs /dev; mknod -m 666 /dev/null c 1 3", area: "FUSE", text: "/dev/fuse: no such file or directory", advice: "modprobe fuse"},
+		"no /proc":           {script: "umount -Rl /proc", area: "mounts", text: "/proc", advice: "every start"},
+		"no devices":         {script: "mount -t tmpfs tmpfs /dev", area: "kernel", text: "/dev/urandom is missing", advice: "devtmpfs"},
 		"no cgroups":         {script: "umount -Rl /sys/fs/cgroup", area: "cgroups", text: "no cgroup file system is mounted", advice: "mount -t cgroup2"},
 		"read-only store":    {script: "mount -t tmpfs -o ro tmpfs " + store, env: "CRUNCH_RUN_STORE_DIR=" + store, area: "image store", text: "read-only file system", advice: "store-dir"},
 		"full store":         {script: "mount -t tmpfs -o size=1m tmpfs " + store, env: "CRUNCH_RUN_STORE_DIR=" + store, area: "image store", text: "free on tmpfs", advice: "free some space"},

@@ -100,6 +100,11 @@ func kernel(c *checker) {
 	} else {
 		c.ok("Linux %s with mount, UTS, IPC, network and PID namespaces", release)
 	}
+	for _, d := range []string{"/dev/null", "/dev/zero", "/dev/urandom"} {
+		if fi, err := os.Stat(d); err != nil || fi.Mode()&os.ModeCharDevice == 0 {
+			c.fail("mount -t devtmpfs devtmpfs /dev", "%s is missing", d)
+		}
+	}
 	seccomp(c)
 	if err := tryUserNamespace(); err != nil {
 		c.note("no user namespaces (%v); containers do not need them", err)

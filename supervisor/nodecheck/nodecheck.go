@@ -109,12 +109,11 @@ func Run(ctx context.Context, o Options) *Report {
 	if o.Patience == 0 {
 		o.Patience = DefaultPatience
 	}
+	if os.Geteuid() != 0 {
+		return Refuse(o.Version, Finding{"privileges", Failure, "only root can check a node, as only root can run containers", "run: sudo crunch-run check"})
+	}
 	r := &Report{Version: o.Version}
 	r.Host, _ = os.Hostname()
-	if os.Geteuid() != 0 {
-		r.Findings = []Finding{{"privileges", Failure, "only root can check a node, as only root can run containers", "run: sudo crunch-run check"}}
-		return r
-	}
 	ctx, cancel := context.WithTimeout(ctx, o.Patience)
 	defer cancel()
 	type result struct {
@@ -155,6 +154,13 @@ func Run(ctx context.Context, o Options) *Report {
 	}
 	r.Healthy = !r.has(Failure)
 	r.Milliseconds = time.Since(began).Milliseconds()
+	return r
+}
+
+// Refuse is the report of a node that cannot even be checked.
+func Refuse(version string, f Finding) *Report {
+	r := &Report{Version: version, Findings: []Finding{f}}
+	r.Host, _ = os.Hostname()
 	return r
 }
 
