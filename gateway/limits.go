@@ -79,13 +79,17 @@ type guest struct {
 	err     error
 }
 
-// welcome puts c on the list.
-func (all *guests) welcome(c net.Conn) net.Conn {
+// welcome puts c on the list. Who is known need not make room for others.
+func (all *guests) welcome(c net.Conn, known bool) net.Conn {
 	g := &guest{Conn: c, all: all}
 	var tooMany *guest
 	all.mu.Lock()
 	closed := all.closed
-	if !closed {
+	switch {
+	case closed:
+	case known:
+		all.add(g)
+	default:
 		if all.strangers.Len() >= all.max {
 			tooMany = all.strangers.Remove(all.strangers.Front()).(*guest)
 			tooMany.element = nil
@@ -112,6 +116,11 @@ func (g *guest) trust() {
 	}
 	all.strangers.Remove(g.element)
 	g.element = nil
+	all.add(g)
+}
+
+// add notes a guest that is known. The caller holds the lock.
+func (all *guests) add(g *guest) {
 	if all.known == nil {
 		all.known = map[*guest]struct{}{}
 	}
@@ -155,7 +164,8 @@ func (all *guests) sendAway() {
 // guestListener puts what it accepts on the list.
 type guestListener struct {
 	net.Listener
-	all *guests
+	all   *guests
+	known bool // only the controller gets here
 }
 
 func (l guestListener) Accept() (net.Conn, error) {
@@ -163,5 +173,5 @@ func (l guestListener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return l.all.welcome(c), nil
+	return l.all.welcome(c, l.known), nil
 }

@@ -10,7 +10,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
-	"sync/atomic"
+	"time"
 
 	"crunch-oci/gateway/tunnel"
 )
@@ -122,7 +122,8 @@ func start(ctx context.Context, c Config, l limits) (*Server, error) {
 }
 
 func (s *Server) serve(l net.Listener) {
-	err := s.http.ServeTLS(guestListener{l, &s.guests}, "", "")
+	_, known := l.(*handedIn)
+	err := s.http.ServeTLS(guestListener{l, &s.guests, known}, "", "")
 	if !errors.Is(err, http.ErrServerClosed) {
 		s.config.Logf("gateway server stopped listening at %v: %v", l.Addr(), err)
 	}
@@ -186,15 +187,17 @@ func rememberGuest(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, guestKey{}, g)
 }
 
-// maxStreamErrors is how many connections through the tunnel may fail before
-// that is no news any more.
-const maxStreamErrors = 20
+// maxServerLog is how many lines an hour net/http may write.
+const maxServerLog = 20
 
 // serverLog passes on what net/http has to say, but for what strangers do:
 // port scanners and health checks are no news.
 type serverLog struct {
-	logf    func(string, ...any)
-	streams atomic.Int32
+	logf func(string, ...any)
+
+	mu    sync.Mutex
+	since time.Time
+	lines int
 }
 
 func (l *serverLog) Write(p []byte) (int, error) {
@@ -202,14 +205,24 @@ func (l *serverLog) Write(p []byte) (int, error) {
 	rest, handshake := strings.CutPrefix(line, "http: TLS handshake error from ")
 	switch {
 	case !handshake:
-		l.logf("gateway: %s", line)
+		line = "gateway: " + line
 	case strings.HasPrefix(rest, "tunnel connection "):
-		switch n := l.streams.Add(1); {
-		case n < maxStreamErrors:
-			l.logf("%s", strings.Replace(rest, ": ", ": TLS handshake: ", 1))
-		case n == maxStreamErrors:
-			l.logf("%s (failures of more connections will not be logged)", strings.Replace(rest, ": ", ": TLS handshake: ", 1))
-		}
+		line = strings.Replace(rest, ": ", ": TLS handshake: ", 1)
+	default:
+		return len(p), nil
+	}
+	l.mu.Lock()
+	if time.Since(l.since) > time.Hour {
+		l.since, l.lines = time.Now(), 0
+	}
+	l.lines++
+	n := l.lines
+	l.mu.Unlock()
+	switch {
+	case n < maxServerLog:
+		l.logf("%s", line)
+	case n == maxServerLog:
+		l.logf("%s (more of this kind will not be logged for an hour)", line)
 	}
 	return len(p), nil
 }

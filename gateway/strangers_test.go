@@ -131,6 +131,66 @@ func TestStrangersMakeRoom(t *testing.T) {
 	}
 }
 
+// A flood of strangers who know the protocol is held within bounds, and so is
+// what they make us remember.
+func TestFlood(t *testing.T) {
+	const most, flood = 32, 500
+	s, book := open(t, func(_ *Config, l *limits) { l.strangers = most })
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	stop := make(chan bool)
+	var all sync.WaitGroup
+	for i := range flood {
+		all.Go(func() {
+			raw, err := net.Dial("tcp", s.Address())
+			if err != nil {
+				return
+			}
+			defer raw.Close()
+			c := tls.Client(raw, &tls.Config{InsecureSkipVerify: true})
+			raw.SetDeadline(time.Now().Add(patience))
+			if i%2 == 0 && c.Handshake() == nil {
+				io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n"+strings.Repeat("X-A: "+strings.Repeat("a", 1000)+"\r\n", 50))
+			}
+			<-stop
+		})
+	}
+	// The controller may lose a connection to the flood, but gets another one.
+	for attempt := 0; ; attempt++ {
+		l, err := to(t, s).tryConnect()
+		if err == nil {
+			io.WriteString(l, l.fill(s.config.UUID, header("GET", "/")+"\r\n"))
+			var r *http.Response
+			if r, err = http.ReadResponse(l.r, nil); err == nil && r.StatusCode == 404 {
+				l.Close()
+				break
+			}
+			l.Close()
+		}
+		if attempt == 1000 {
+			t.Fatalf("the controller does not get through: %v", err)
+		}
+	}
+	s.guests.mu.Lock()
+	strangers := s.guests.strangers.Len()
+	s.guests.mu.Unlock()
+	if strangers > most {
+		t.Errorf("%d strangers are kept", strangers)
+	}
+	close(stop)
+	all.Wait()
+	works(t, s)
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if after.HeapAlloc > before.HeapAlloc+most*(2*uint64(s.limits.headerBytes)+256<<10) {
+		t.Errorf("%d KiB more memory", (after.HeapAlloc-before.HeapAlloc)>>10)
+	}
+	if strings.Count(book.String(), "\n") > 1 {
+		t.Errorf("the log:\n%s", book)
+	}
+}
+
 func TestOversizedHeaders(t *testing.T) {
 	s, _ := open(t, nil)
 	for what, c := range map[string]struct {

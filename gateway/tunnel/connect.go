@@ -25,6 +25,12 @@ const (
 
 // connect asks the controller for a tunnel.
 func (c *Config) connect(ctx context.Context) (tunnel net.Conn, internalURL string, err error) {
+	if c.Host == "" {
+		return nil, "", errors.New("ARVADOS_API_HOST is not set")
+	}
+	if strings.ContainsFunc(c.Host+c.Token+c.UUID, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
+		return nil, "", errors.New("ARVADOS_API_HOST or ARVADOS_API_TOKEN has blanks or control characters in it")
+	}
 	host, _, err := net.SplitHostPort(c.Host)
 	address := c.Host
 	if err != nil {

@@ -333,6 +333,24 @@ func TestSilentController(t *testing.T) {
 	run(t, &controller{host: l.Addr().String()}, nil).stop()
 }
 
+// What would be sent to somebody else, or as another request, is not sent.
+func TestBadSettings(t *testing.T) {
+	for host, want := range map[string]string{
+		"":                         "ARVADOS_API_HOST is not set",
+		"api.example\r\nX-Evil: 1": "control characters",
+		"no such host":             "blanks",
+	} {
+		r := run(t, &controller{host: host}, nil)
+		for r.log() == "" {
+			waitABit(t)
+		}
+		r.stop()
+		if !strings.Contains(r.log(), want) {
+			t.Errorf("%q: %s", host, r.log())
+		}
+	}
+}
+
 func TestBackoff(t *testing.T) {
 	b := backoff{first: 5 * time.Second, max: time.Minute}
 	for round := range 2 {
