@@ -227,9 +227,6 @@ func (f *forwarder) relay(x *exchange, reply *http.Response) {
 	defer reply.Body.Close()
 	h := x.w.Header()
 	x.replace(reply.Header)
-	if _, given := reply.Header["Content-Type"]; !given {
-		h["Content-Type"] = nil // or one is guessed
-	}
 	reply.Trailer.Del(headerResponse)
 	for name := range reply.Trailer {
 		h.Add("Trailer", name)
@@ -240,7 +237,7 @@ func (f *forwarder) relay(x *exchange, reply *http.Response) {
 	}
 	x.w.WriteHeader(reply.StatusCode)
 	if reply.ContentLength != 0 && x.in.Method != http.MethodHead {
-		// The body may be long in coming.
+		// The body may be long in coming. Nor is its type guessed then.
 		x.rc.Flush()
 	}
 

@@ -229,6 +229,9 @@ func testForwardedReplies(t *testing.T, open opener) {
 				t.Errorf("%s %q", r.Status, body)
 			}
 			checkAuth(t, reply{Response: r}, l, true)
+			if r.Header["Link"] != nil {
+				t.Error("the final reply has headers of the interim one")
+			}
 			for _, w := range c.want {
 				if !strings.Contains(raw.String(), w) {
 					t.Errorf("no %q in\n%s", w, &raw)

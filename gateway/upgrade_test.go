@@ -200,3 +200,23 @@ func TestUpgradeRefused(t *testing.T) {
 		}
 	}
 }
+
+// A connection that breaks on one side ends on the other.
+func TestUpgradeEndsWithAReset(t *testing.T) {
+	gone := make(chan bool, 1)
+	port := upgrader(t, "Connection: upgrade\r\nUpgrade: own\r\n", func(c *net.TCPConn, r *bufio.Reader) {
+		io.Copy(io.Discard, r)
+		gone <- true
+	})
+	s, _ := open(t, nil)
+	l := to(t, s).connect()
+	ask(t, l, l.fill(s.config.UUID, header("GET", "/", headerPort+": "+port, "Connection: Upgrade", "Upgrade: own")+"\r\n"))
+	tcp := l.NetConn().(*net.TCPConn)
+	tcp.SetLinger(0)
+	tcp.Close()
+	select {
+	case <-gone:
+	case <-time.After(patience):
+		t.Error("the service's connection is still open")
+	}
+}

@@ -265,7 +265,7 @@ func TestBadReplies(t *testing.T) {
 	for name, reply := range map[string]string{
 		"no HTTP":            "SSH-2.0-x\r\n",
 		"nothing":            "",
-		"endless header":     "HTTP/1.1 101 Switching Protocols\r\n" + strings.Repeat("X: "+strings.Repeat("y", 1000)+"\r\n", 1000),
+		"endless header":     "HTTP/1.1 101 Switching Protocols\r\n" + strings.Repeat("X: "+strings.Repeat("y", 1000)+"\r\n", 1000) + "\r\n",
 		"endless body":       "HTTP/1.1 500 No\r\n\r\n" + strings.Repeat("z", 10<<20),
 		"interim only":       strings.Repeat("HTTP/1.1 100 Continue\r\n\r\n", 100),
 		"no upgrade":         "HTTP/1.1 101 Switching Protocols\r\n\r\n",
@@ -281,6 +281,9 @@ func TestBadReplies(t *testing.T) {
 				waitABit(t)
 			}
 			r.stop()
+			if name == "endless header" && !strings.Contains(r.log(), "reply header of more than") {
+				t.Error(r.log())
+			}
 			if len(r.log()) > 4*maxMessage {
 				t.Errorf("%d bytes of log", len(r.log()))
 			}
