@@ -61,7 +61,7 @@ func TestSlowStrangers(t *testing.T) {
 		"asks for a body to be sent": "POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 100\r\n\r\n",
 	} {
 		raw := raw()
-		c := tls.Client(raw, &tls.Config{InsecureSkipVerify: true})
+		c := tls.Client(raw, clientTLS)
 		if c.Handshake() != nil {
 			continue // too slow already, on this machine
 		}
@@ -148,7 +148,7 @@ func TestFlood(t *testing.T) {
 				return
 			}
 			defer raw.Close()
-			c := tls.Client(raw, &tls.Config{InsecureSkipVerify: true})
+			c := tls.Client(raw, clientTLS)
 			raw.SetDeadline(time.Now().Add(patience))
 			if i%2 == 0 && c.Handshake() == nil {
 				io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n"+strings.Repeat("X-A: "+strings.Repeat("a", 1000)+"\r\n", 50))
@@ -323,7 +323,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 		}
 		defer raw.Close() // without a word, for half of them
 		raw.SetDeadline(time.Now().Add(patience))
-		conn := tls.Client(raw, &tls.Config{InsecureSkipVerify: true})
+		conn := tls.Client(raw, clientTLS)
 		if err := conn.Handshake(); err != nil {
 			t.Error(err)
 			return

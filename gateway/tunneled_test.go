@@ -162,7 +162,7 @@ func TestStreamsLeaveNothingBehind(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				conn := tls.Client(stream, &tls.Config{InsecureSkipVerify: true})
+				conn := tls.Client(stream, clientTLS)
 				switch {
 				case i%2 == 0: // goes away without a word
 				case i%10 != 9: // goes away within the handshake
