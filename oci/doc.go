@@ -14,6 +14,10 @@
 // the command is executed, a lifeline to the creator (see [Init]). And Kill and
 // Delete never report success while a process of the container lives.
 //
+// [Container.Exec] and [Container.Dial] are for those who come in from outside: a
+// command beside the first process, a connection to its network. [Runtime.Load]
+// gives both to a process that did not create the container.
+//
 // Only the package internal/libct below imports runc's libcontainer, whose API
 // is not stable. A program that creates containers must call [Init] first
 // thing when [IsInit] says so, and must import, for their side effects,
