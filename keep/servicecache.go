@@ -39,6 +39,13 @@ func NewServiceCache(lister ServiceLister) *ServiceCache {
 	return &ServiceCache{lister: lister, first: make(chan struct{}, 1), doubtAfter: serviceCacheRetry}
 }
 
+// Prime gives the cache a list that somebody else has just got.
+func (s *ServiceCache) Prime(list []Service) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.known, s.list, s.asked, s.expires = true, list, time.Now(), time.Now().Add(serviceCacheTTL)
+}
+
 // KeepServices returns the list. An error means that there has never been one.
 func (s *ServiceCache) KeepServices(ctx context.Context) ([]Service, error) {
 	list, known, renew := s.look()

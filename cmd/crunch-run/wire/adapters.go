@@ -24,6 +24,7 @@ type mounter struct {
 	cluster arvados.Config
 	version string
 	runLock *os.File // may be nil
+	facts   *clusterFacts
 }
 
 // Version implements supervisor.Mounter.
@@ -45,6 +46,9 @@ func (m mounter) Start(ctx context.Context, args []string, token string, stdout,
 	}
 	env := clusterEnv(m.cluster)
 	env["ARVADOS_API_TOKEN"] = token
+	if len(m.site.KeepMount) == 0 {
+		env[clusterVariable] = m.facts.handOver(ctx)
+	}
 	s, err := keepmount.Start(ctx, keepmount.Config{
 		Program: command[0], Args: append(command[1:len(command):len(command)], args...),
 		Env:        mergeEnv(os.Environ(), env),

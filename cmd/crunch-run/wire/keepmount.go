@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/http"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -24,13 +25,20 @@ func ConnectMount(ctx context.Context, opts mount.Options, cfg arvados.Config) (
 	if err != nil {
 		return mount.Backend{}, err
 	}
-	discovery, err := api.Discovery(ctx)
-	if err != nil {
-		return mount.Backend{}, fmt.Errorf("read discovery document: %w", err)
-	}
 	services, err := keepServices(api, cfg)
 	if err != nil {
 		return mount.Backend{}, err
+	}
+	known, ok := receive(os.Getenv(clusterVariable))
+	if !ok {
+		discovery, err := api.Discovery(ctx)
+		if err != nil {
+			return mount.Backend{}, fmt.Errorf("read discovery document: %w", err)
+		}
+		known.Replication, known.SignatureTTL = discovery.DefaultCollectionReplication, time.Duration(discovery.BlobSignatureTTL)*time.Second
+	}
+	if cache, ok := services.(*keep.ServiceCache); ok && len(known.Services) > 0 {
+		cache.Prime(known.Services)
 	}
 	config, err := cfg.TLS()
 	if err != nil {
@@ -38,7 +46,7 @@ func ConnectMount(ctx context.Context, opts mount.Options, cfg arvados.Config) (
 	}
 	client, err := keep.NewClient(keep.ClientConfig{
 		Services: services, Token: cfg.Token, Retries: opts.Retries, TLS: config,
-		DefaultReplication: discovery.DefaultCollectionReplication, StorageClasses: opts.StorageClasses,
+		DefaultReplication: known.Replication, StorageClasses: opts.StorageClasses,
 	})
 	if err != nil {
 		return mount.Backend{}, err
@@ -53,7 +61,7 @@ func ConnectMount(ctx context.Context, opts mount.Options, cfg arvados.Config) (
 		API:          mountAPI{api},
 		Blocks:       cache,
 		InMemory:     true,
-		SignatureTTL: time.Duration(discovery.BlobSignatureTTL) * time.Second,
+		SignatureTTL: known.SignatureTTL,
 		Counters: func() mount.Counters {
 			s := cache.Stats()
 			return mount.Counters{Gets: s.Hits + s.Misses, Hits: s.Hits, Misses: s.Misses, Received: counted.bytes.Load()}

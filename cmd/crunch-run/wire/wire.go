@@ -140,7 +140,7 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 			cleanup.Add("close Keep connections", func(context.Context) error { return account.close() })
 			return account, nil
 		},
-		Mounter:       mounter{site: j.Site, cluster: j.Cluster, version: j.Version, runLock: j.RunLock},
+		Mounter:       mounter{site: j.Site, cluster: j.Cluster, version: j.Version, runLock: j.RunLock, facts: facts},
 		Images:        store,
 		Runtime:       newRuntime(state, j.Version, log, door.open),
 		Meter:         meter{scratch: scratch, tempDir: j.Env.TempDir},
