@@ -59,7 +59,9 @@ func Connect(ctx context.Context, args []string, e ConnectEnv) int {
 	if !found {
 		account, uuid = "", fs.Arg(0)
 	}
-	if err := e.connect(ctx, uuid, account, *keys); err != nil {
+	if err := e.connect(ctx, uuid, account, *keys); errors.Is(err, errBroken) {
+		return exitFailure // which ssh sees, and says
+	} else if err != nil {
 		fmt.Fprintf(e.Stderr, "crunch-run connect-ssh: %s: %v\n", uuid, err)
 		return exitFailure
 	}
@@ -97,9 +99,14 @@ func (e ConnectEnv) connect(ctx context.Context, uuid, account, keys string) err
 			_ = conn.CloseWrite()
 		}
 	}()
-	_, err = io.Copy(e.Stdout, in)
-	return err
+	if _, err := io.Copy(e.Stdout, in); err != nil {
+		return errBroken
+	}
+	return nil
 }
+
+// errBroken ends a connection that has been made.
+var errBroken = errors.New("connection broken")
 
 // container finds the container of a request.
 func (e ConnectEnv) container(ctx context.Context, uuid string) (string, error) {
