@@ -28,6 +28,8 @@ type Config struct {
 	Bridge string
 	// Subnet is the containers' IPv4 subnet; invalid: one is chosen.
 	Subnet netip.Prefix
+	// NoPeers keeps containers from each other.
+	NoPeers bool
 	// Avoid are addresses that a chosen subnet shall not contain, such as those
 	// of name servers behind the default route.
 	Avoid []netip.Addr
@@ -223,9 +225,9 @@ func (b *Bridge) Preview() (netip.Prefix, error) {
 	case err != nil:
 		return netip.Prefix{}, fmt.Errorf("find interface: %w", err)
 	default:
-		addrs, err := h.AddrList(link, netlink.FAMILY_V4)
+		addrs, err := listAddrs(h, link, netlink.FAMILY_V4)
 		if err != nil {
-			return netip.Prefix{}, fmt.Errorf("list addresses: %w", err)
+			return netip.Prefix{}, err
 		}
 		if !ours(link) && (link.Type() != "bridge" || link.Attrs().Alias != "" || len(addrs) > 0) {
 			return netip.Prefix{}, fmt.Errorf("bridge %s: %w", b.cfg.Bridge, errForeign)
@@ -321,7 +323,7 @@ func (b *Bridge) link(h *netlink.Handle, mtu int) (netlink.Link, error) {
 	}
 	if !ours(link) {
 		// Made by us, and killed before it could be named; or somebody else's.
-		if addrs, err := h.AddrList(link, netlink.FAMILY_V4); link.Type() != "bridge" || link.Attrs().Alias != "" || err != nil || len(addrs) > 0 {
+		if addrs, err := listAddrs(h, link, netlink.FAMILY_V4); link.Type() != "bridge" || link.Attrs().Alias != "" || err != nil || len(addrs) > 0 {
 			return nil, errForeign
 		}
 		if err := h.LinkSetAlias(link, owner); err != nil {
@@ -344,9 +346,9 @@ func ours(link netlink.Link) bool {
 // subnet returns the bridge's IPv4 address with the subnet, and gives it one if
 // it has none.
 func (b *Bridge) subnet(h *netlink.Handle, link netlink.Link) (netip.Prefix, error) {
-	addrs, err := h.AddrList(link, netlink.FAMILY_V4)
+	addrs, err := listAddrs(h, link, netlink.FAMILY_V4)
 	if err != nil {
-		return netip.Prefix{}, fmt.Errorf("list addresses: %w", err)
+		return netip.Prefix{}, err
 	}
 	for _, a := range addrs {
 		if p, ok := toPrefix(a.IPNet); ok {

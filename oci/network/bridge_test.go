@@ -400,3 +400,72 @@ func TestSettings(t *testing.T) {
 		}
 	}
 }
+
+// Containers reach each other, as with Docker, unless the site says otherwise:
+// then neither directly nor through the host.
+func TestPeers(t *testing.T) {
+	newWorld(t, false)
+	for name, noPeers := range map[string]bool{"reach each other": false, "kept apart": true} {
+		t.Run(name, func(t *testing.T) {
+			b, err := New(Config{StateDir: filepath.Join(t.TempDir(), "s"), NoPeers: noPeers})
+			must(t, err)
+			var all []*Connection
+			var spaces []*os.File
+			for i := range 2 {
+				ns := newNamespace(t)
+				c, err := b.Connect(t.Context(), fmt.Sprintf("zzzzz-dz642-%015d", i), ns)
+				must(t, err)
+				defer func() { must(t, c.Close(context.Background())) }()
+				all, spaces = append(all, c), append(spaces, ns)
+			}
+			var port int
+			must(t, inside(spaces[1], func() error {
+				l, err := net.Listen("tcp4", ":0")
+				if err == nil {
+					t.Cleanup(func() { _ = l.Close() })
+					port = l.Addr().(*net.TCPAddr).Port
+				}
+				return err
+			}))
+			dial := func() error {
+				return inside(spaces[0], func() error {
+					limit := patience
+					if noPeers {
+						limit = 300 * time.Millisecond
+					}
+					c, err := net.DialTimeout("tcp", netip.AddrPortFrom(all[1].Addresses[0], uint16(port)).String(), limit)
+					if err == nil {
+						_ = c.Close()
+					}
+					return err
+				})
+			}
+			if err := dial(); (err != nil) != noPeers {
+				t.Errorf("directly: %v", err)
+			}
+			// By the host, which knows the way.
+			h, err := netlink.NewHandleAt(netns.NsHandle(spaces[0].Fd()))
+			must(t, err)
+			defer h.Close()
+			must(t, h.RouteAdd(&netlink.Route{Dst: toIPNet(netip.PrefixFrom(all[1].Addresses[0], 32)), Gw: all[0].Gateways[0].AsSlice()}))
+			if err := dial(); (err != nil) != noPeers {
+				t.Errorf("by the host: %v", err)
+			}
+		})
+	}
+}
+
+// What is done to a container's namespace must not be done to the host's.
+func TestOwnNamespace(t *testing.T) {
+	newWorld(t, false)
+	own, err := os.Open("/proc/self/ns/net")
+	must(t, err)
+	defer own.Close()
+	if _, err := newBridge(t).Connect(t.Context(), uuid, own); err == nil || !strings.Contains(err.Error(), "no network namespace of its own") {
+		t.Errorf("the host was connected: %v", err)
+	}
+	c, _ := cniNetwork(t)
+	if _, err := c.Connect(t.Context(), "lab", uuid, filepath.Join(t.TempDir(), "cni"), own); err == nil {
+		t.Error("the host was connected to a CNI network")
+	}
+}

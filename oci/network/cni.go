@@ -95,6 +95,9 @@ const configCopy = "network.conflist"
 // before anything is done.
 func (c CNI) Connect(ctx context.Context, name, id, dir string, ns *os.File) (_ *CNIConnection, err error) {
 	list, err := c.load(name)
+	if err == nil {
+		err = notOurs(ns)
+	}
 	if err != nil {
 		return nil, err
 	}

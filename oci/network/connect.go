@@ -40,6 +40,9 @@ type Connection struct {
 // container's, and the caller's word that what an earlier container of the id
 // has left may go.
 func (b *Bridge) Connect(ctx context.Context, id string, ns *os.File) (_ *Connection, err error) {
+	if err := notOurs(ns); err != nil {
+		return nil, fmt.Errorf("connect to bridge %s: %w", b.cfg.Bridge, err)
+	}
 	u, err := b.begin(ctx)
 	if err != nil {
 		return nil, err
@@ -115,6 +118,11 @@ func (c *Connection) plug(ns *os.File) (netip.Addr, error) {
 	// leaves through the port that it came in by.
 	if err := h.LinkSetHairpin(link, true); err != nil {
 		return netip.Addr{}, fmt.Errorf("set hairpin mode on %s: %w", name, err)
+	}
+	if c.bridge.cfg.NoPeers {
+		if err := h.LinkSetIsolated(link, true); err != nil {
+			return netip.Addr{}, fmt.Errorf("keep %s from the other containers: %w (Linux 4.18 or later is needed)", name, err)
+		}
 	}
 	if err := h.LinkSetUp(link); err != nil {
 		return netip.Addr{}, fmt.Errorf("bring interface %s up: %w", name, err)

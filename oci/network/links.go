@@ -19,19 +19,43 @@ func handle() (*netlink.Handle, error) {
 	return h, nil
 }
 
-// listLinks lists all interfaces. The dump may be interrupted by a change, and
-// is then incomplete: it is asked for again.
-func listLinks(h *netlink.Handle) ([]netlink.Link, error) {
-	for {
-		links, err := h.LinkList()
-		if errors.Is(err, netlink.ErrDumpInterrupted) {
-			continue
+// dump asks for a list, which a change meanwhile may make incomplete: it is
+// then asked for again, unless changes never end.
+func dump[T any](list func() ([]T, error)) (all []T, err error) {
+	const most = 100
+	for range most {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return all, err
 		}
-		if err != nil {
-			return nil, fmt.Errorf("list interfaces: %w", err)
-		}
-		return links, nil
 	}
+	return all, err
+}
+
+// listLinks lists all interfaces.
+func listLinks(h *netlink.Handle) ([]netlink.Link, error) {
+	links, err := dump(h.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	return links, nil
+}
+
+// listAddrs lists the addresses of an interface, or with nil of all.
+func listAddrs(h *netlink.Handle, link netlink.Link, family int) ([]netlink.Addr, error) {
+	addrs, err := dump(func() ([]netlink.Addr, error) { return h.AddrList(link, family) })
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	return addrs, nil
+}
+
+// listRoutes lists the routes that match.
+func listRoutes(h *netlink.Handle, family int, match *netlink.Route, mask uint64) ([]netlink.Route, error) {
+	routes, err := dump(func() ([]netlink.Route, error) { return h.RouteListFiltered(family, match, mask) })
+	if err != nil {
+		return nil, fmt.Errorf("list the host's routes: %w", err)
+	}
+	return routes, nil
 }
 
 func isNotFound(err error) bool {
@@ -78,12 +102,12 @@ const defaultMTU = 1500
 func findUplink(h *netlink.Handle, bridge string) (uplink, error) {
 	var up uplink
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := h.RouteListFiltered(family, &netlink.Route{Dst: nil}, netlink.RT_FILTER_DST)
-		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		routes, err := listRoutes(h, family, &netlink.Route{Dst: nil}, netlink.RT_FILTER_DST)
+		if err != nil {
 			if family == netlink.FAMILY_V6 {
 				continue // a kernel without IPv6
 			}
-			return up, fmt.Errorf("list the host's routes: %w", err)
+			return up, err
 		}
 		for _, r := range routes {
 			if r.Type != unix.RTN_UNICAST {

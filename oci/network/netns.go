@@ -1,6 +1,7 @@
 package network
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -21,6 +22,23 @@ func inside(ns *os.File, fn func() error) error {
 		done <- fn()
 	})
 	return <-done
+}
+
+// notOurs refuses the network namespace of this process: what is done to a
+// container's would cut the host off.
+func notOurs(ns *os.File) error {
+	theirs, err := ns.Stat()
+	if err != nil {
+		return fmt.Errorf("examine the container's network namespace: %w", err)
+	}
+	own, err := os.Stat("/proc/self/ns/net")
+	if err != nil {
+		return fmt.Errorf("examine our network namespace: %w", err)
+	}
+	if os.SameFile(theirs, own) {
+		return errors.New("the container has no network namespace of its own")
+	}
+	return nil
 }
 
 // offMainThread runs fn on a thread that ends with it, and so may be changed in

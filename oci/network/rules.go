@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -35,7 +36,7 @@ func (b *Bridge) ensureRules(p *present) error {
 			subnet = p.ula
 		}
 		table := &nftables.Table{Name: tableName(b.cfg.Bridge), Family: f}
-		chains := tableChains(table, b.cfg.Bridge, subnet.Masked())
+		chains := tableChains(table, b.cfg.Bridge, subnet.Masked(), b.cfg.NoPeers)
 		if complete(conn, table, chains) {
 			continue
 		}
@@ -113,7 +114,7 @@ type chainRules struct {
 //	chain forward {
 //		type filter hook forward priority filter; policy accept;
 //		oifname BRIDGE ct state established,related accept
-//		iifname BRIDGE oifname BRIDGE accept
+//		iifname BRIDGE oifname BRIDGE accept      (unless containers are kept from each other)
 //		oifname BRIDGE ct status dnat accept
 //		oifname BRIDGE drop
 //		iifname BRIDGE accept
@@ -121,7 +122,7 @@ type chainRules struct {
 //
 // A container is reached from outside only by what it has asked for, or what the
 // site forwards to it.
-func tableChains(table *nftables.Table, bridge string, subnet netip.Prefix) []chainRules {
+func tableChains(table *nftables.Table, bridge string, subnet netip.Prefix, noPeers bool) []chainRules {
 	accept := nftables.ChainPolicyAccept
 	nat := &nftables.Chain{
 		Name: "postrouting", Table: table, Type: nftables.ChainTypeNAT,
@@ -135,18 +136,20 @@ func tableChains(table *nftables.Table, bridge string, subnet netip.Prefix) []ch
 	answers := matchBits(expr.CtKeySTATE, expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED)
 	forwarded := matchBits(expr.CtKeySTATUS, ctStatusDNAT)
 	ok := []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}
+	var peers [][]expr.Any
+	if !noPeers {
+		peers = append(peers, rule(in, out, ok))
+	}
 	return []chainRules{
 		{nat, [][]expr.Any{
 			rule(matchSource(subnet), matchInterface(expr.MetaKeyOIFNAME, bridge, expr.CmpOpNeq), []expr.Any{&expr.Masq{}}),
 			rule(matchSource(subnet), out, forwarded, []expr.Any{&expr.Masq{}}),
 		}},
-		{forward, [][]expr.Any{
-			rule(out, answers, ok),
-			rule(in, out, ok),
+		{forward, slices.Concat([][]expr.Any{rule(out, answers, ok)}, peers, [][]expr.Any{
 			rule(out, forwarded, ok),
 			rule(out, []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}),
 			rule(in, ok),
-		}},
+		})},
 	}
 }
 

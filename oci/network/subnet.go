@@ -3,7 +3,6 @@ package network
 import (
 	"crypto/sha256"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -74,9 +73,9 @@ func usedNetworks(h *netlink.Handle, except string, avoid []netip.Addr) ([]netip
 	if link, err := h.LinkByName(except); err == nil {
 		skip = link.Attrs().Index
 	}
-	routes, err := h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	routes, err := listRoutes(h, netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
 	if err != nil {
-		return nil, fmt.Errorf("list the host's routes: %w", err)
+		return nil, err
 	}
 	var used []netip.Prefix
 	for _, r := range routes {
@@ -88,9 +87,9 @@ func usedNetworks(h *netlink.Handle, except string, avoid []netip.Addr) ([]netip
 		}
 	}
 	// Interfaces that are down have addresses and no routes yet.
-	addrs, err := h.AddrList(nil, netlink.FAMILY_V4)
+	addrs, err := listAddrs(h, nil, netlink.FAMILY_V4)
 	if err != nil {
-		return nil, fmt.Errorf("list the host's addresses: %w", err)
+		return nil, err
 	}
 	for _, a := range addrs {
 		if a.LinkIndex == skip {

@@ -44,7 +44,7 @@ func tryKinds() error {
 		return explainRules(err)
 	}
 	table := conn.AddTable(&nftables.Table{Name: tableName(DefaultBridge), Family: nftables.TableFamilyIPv4})
-	for _, c := range tableChains(table, DefaultBridge, netip.MustParsePrefix("198.18.0.0/20")) {
+	for _, c := range tableChains(table, DefaultBridge, netip.MustParsePrefix("198.18.0.0/20"), false) {
 		conn.AddChain(c.chain)
 		for _, exprs := range c.rules {
 			conn.AddRule(&nftables.Rule{Table: table, Chain: c.chain, Exprs: exprs})

@@ -84,3 +84,26 @@ var cniPluginsSetting = setting{
 	},
 	func(s *Site) string { return strings.Join(s.CNIPluginDirs, ":") },
 }
+
+var peersSetting = setting{
+	"network-peers", "whether containers on network bridge reach each other: on or off", "on",
+	func(s *Site, text string) (err error) { s.Peers, err = parseSwitch(text); return },
+	func(s *Site) string { return showSwitch(s.Peers) },
+}
+
+func parseSwitch(text string) (bool, error) {
+	switch strings.ToLower(text) {
+	case "on", "true", "yes", "1":
+		return true, nil
+	case "off", "false", "no", "0":
+		return false, nil
+	}
+	return false, errors.New("must be on or off")
+}
+
+func showSwitch(on bool) string {
+	if on {
+		return "on"
+	}
+	return "off"
+}

@@ -51,6 +51,8 @@ type Site struct {
 	// Subnet is the bridge's IPv4 subnet; the zero value means to choose one that
 	// the host has no routes to.
 	Subnet netip.Prefix
+	// Peers tells whether containers on the bridge reach each other.
+	Peers bool
 	// CNIConfigDir has the configurations of CNI networks, CNIPluginDirs their
 	// plugins.
 	CNIConfigDir  string
@@ -134,27 +136,13 @@ var settings = []setting{
 	networkSetting,
 	bridgeSetting,
 	subnetSetting,
+	peersSetting,
 	dirSetting("cni-config-dir", "directory with the configurations of CNI networks", "/etc/cni/net.d", func(s *Site) *string { return &s.CNIConfigDir }),
 	cniPluginsSetting,
 	{
 		"seccomp", "whether containers run under the default seccomp profile: on or off", "on",
-		func(s *Site, text string) error {
-			switch strings.ToLower(text) {
-			case "on", "true", "yes", "1":
-				s.Seccomp = true
-			case "off", "false", "no", "0":
-				s.Seccomp = false
-			default:
-				return errors.New("must be on or off")
-			}
-			return nil
-		},
-		func(s *Site) string {
-			if s.Seccomp {
-				return "on"
-			}
-			return "off"
-		},
+		func(s *Site, text string) (err error) { s.Seccomp, err = parseSwitch(text); return },
+		func(s *Site) string { return showSwitch(s.Seccomp) },
 	},
 	{
 		"pids-limit", "processes and threads a container may have; 0: no limit", "32768",

@@ -36,7 +36,7 @@ func TestDefaults(t *testing.T) {
 	site.described = nil
 	want := Site{
 		StoreDir: "/var/lib/crunch-run", StoreBudget: Amount{Percent: 50}, StoreInodes: Amount{Percent: 50}, RuntimeDir: "/run/crunch-run", LocalDir: "/var/lib/crunch-run-local", UnfinishedDir: "/var/lib/crunch-run-unfinished", LockDir: "/var/lock",
-		Network: "bridge", Bridge: "crunch0", CNIConfigDir: "/etc/cni/net.d", CNIPluginDirs: []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"},
+		Network: "bridge", Bridge: "crunch0", Peers: true, CNIConfigDir: "/etc/cni/net.d", CNIPluginDirs: []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"},
 		Seccomp: true, PidsLimit: 32768, FinalTimeout: 24 * time.Hour, GPU: "auto", GPUDriverRoot: "/",
 	}
 	if !reflect.DeepEqual(site, want) {

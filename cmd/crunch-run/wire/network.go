@@ -237,7 +237,7 @@ func (c *connection) openNamespace(pid int) (*os.File, error) {
 // newBridge is the node's bridge.
 func newBridge(site config.Site, avoid []netip.Addr) (*network.Bridge, bridgeID, error) {
 	state := filepath.Join(site.RuntimeDir, "network-"+site.Bridge)
-	b, err := network.New(network.Config{StateDir: state, Bridge: site.Bridge, Subnet: site.Subnet, Avoid: avoid})
+	b, err := network.New(network.Config{StateDir: state, Bridge: site.Bridge, Subnet: site.Subnet, NoPeers: !site.Peers, Avoid: avoid})
 	return b, bridgeID{State: state, Bridge: site.Bridge}, err
 }
 
