@@ -5,6 +5,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // limits bound what others can make this process hold (gateway.md sections 11
@@ -42,6 +44,30 @@ var defaultLimits = limits{
 	forwards:    256,
 	logReaders:  128,
 	tunnelRetry: 5 * time.Second,
+}
+
+// fit returns the limits for a process that may have so many open files. Half of
+// them stay with the supervisor, which has a container to look after.
+func (l limits) fit(files uint64) limits {
+	// A forward has two connections, a log reader a file, a shell its pipes.
+	need := uint64(l.strangers + 2*l.forwards + 4*l.shells + 2*l.logReaders)
+	have := files / 2
+	if have >= need {
+		return l
+	}
+	for _, n := range []*int{&l.strangers, &l.forwards, &l.shells, &l.logReaders} {
+		*n = max(1, int(uint64(*n)*have/need))
+	}
+	return l
+}
+
+// openFiles is how many the kernel lets this process have.
+func openFiles() uint64 {
+	var r unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &r) != nil {
+		return 1024
+	}
+	return r.Cur
 }
 
 // slots are a counting semaphore nobody waits for.

@@ -40,7 +40,7 @@ type Server struct {
 // what is wrong with the address or the listener; the container can run without
 // a gateway.
 func Start(ctx context.Context, c Config) (*Server, error) {
-	return start(ctx, c, defaultLimits)
+	return start(ctx, c, defaultLimits.fit(openFiles()))
 }
 
 func start(ctx context.Context, c Config, l limits) (*Server, error) {

@@ -255,6 +255,22 @@ func TestRequestSmuggling(t *testing.T) {
 	}
 }
 
+// On a node that lets a process have few files, the gateway leaves half of them.
+func TestLimitsFit(t *testing.T) {
+	for _, files := range []uint64{0, 64, 1024, 4096, 1 << 20} {
+		l := defaultLimits.fit(files)
+		if most := l.strangers + 2*l.forwards + 4*l.shells + 2*l.logReaders; uint64(most) > max(files/2, 9) {
+			t.Errorf("%d of %d files", most, files)
+		}
+		if l.strangers < 1 || l.forwards < 1 || l.shells < 1 || l.logReaders < 1 {
+			t.Errorf("%d files: %+v", files, l)
+		}
+	}
+	if defaultLimits.fit(4096) != defaultLimits || defaultLimits.fit(1024).shells != 64 {
+		t.Errorf("%+v", defaultLimits.fit(1024))
+	}
+}
+
 // No ALPN is what the controller says; h2 alone is refused, not spoken.
 func TestProtocols(t *testing.T) {
 	s, _ := open(t, nil)
