@@ -468,3 +468,36 @@ func fileMode(t testing.TB, path string) os.FileMode {
 	}
 	return info.Mode()
 }
+
+// A supervisor survives the signals of lists also while it executes itself again
+// in its mount namespace.
+func TestSignalsWhileStarting(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	for range 5 {
+		p := n.exec(t, append([]string{"PATH=" + os.Getenv("PATH")}, n.settings()...), n.dir,
+			"/bin/sh", "-c", "trap '' USR1 USR2; echo ready >&2; exec "+program+" --sleep=1000s zzzzz-dz642-000000000000001")
+		p.stderr.mustSay(t, "ready\n")
+		stop, stopped := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(stopped)
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					_ = p.cmd.Process.Signal(syscall.SIGUSR2)
+					_ = p.cmd.Process.Signal(syscall.SIGUSR1)
+				}
+			}
+		}()
+		survived := p.stderr.await(t, " started\n")
+		close(stop)
+		<-stopped
+		if !survived {
+			t.Fatalf("it has ended with %d:\n%s", p.wait(t), p.stderr.String())
+		}
+		p.signal(t, syscall.SIGTERM)
+		p.wait(t)
+	}
+}

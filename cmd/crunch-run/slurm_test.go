@@ -15,34 +15,76 @@ import (
 	"crunch-oci/internal/forkthread"
 )
 
-// slurmVar asks for the tests with Slurm ("make test-dispatchers"). They run in
-// a second process of the tests, on a node of its own (testdata/slurm/node.sh),
-// for which it is "inside".
+// slurmVar asks for the tests with Slurm: "make test-dispatchers".
 const slurmVar = "CRUNCH_RUN_TEST_SLURM"
+
+// nodeVar is set in a second process of the tests, on a node of its own.
+const nodeVar = "CRUNCH_RUN_TEST_NODE"
+
+// onOwnNode runs test, the current one, in a process of its own on what looks
+// like a compute node of its own (testdata/slurm/node.sh).
+func onOwnNode(t *testing.T, test func(t *testing.T)) {
+	t.Helper()
+	if os.Getenv(nodeVar) != "" {
+		test(t)
+		return
+	}
+	cmd := exec.Command("testdata/slurm/node.sh", os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=8m")
+	cmd.Env = append(os.Environ(), nodeVar+"=1", programVar+"="+program)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	var out watched
+	cmd.Stdout, cmd.Stderr = &out, &out
+	var err error
+	forkthread.Do(func() { err = cmd.Start() })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil || !strings.Contains(out.String(), "--- PASS: "+t.Name()) {
+		t.Errorf("%v\n%s", err, &out)
+	}
+}
 
 // TestSlurm runs jobs under Slurm's own daemons as crunch-dispatch-slurm submits
 // and cancels them.
 func TestSlurm(t *testing.T) {
-	switch os.Getenv(slurmVar) {
-	case "":
+	if os.Getenv(slurmVar) == "" {
 		t.Skip("needs Slurm and some minutes: make test-dispatchers")
-	case "inside":
-		testSlurm(t)
-	default:
-		cmd := exec.Command("testdata/slurm/node.sh", os.Args[0], "-test.run=^TestSlurm$", "-test.v", "-test.timeout=8m")
-		cmd.Env = append(os.Environ(), slurmVar+"=inside", programVar+"="+program)
-		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
-		var out watched
-		cmd.Stdout, cmd.Stderr = &out, &out
-		var err error
-		forkthread.Do(func() { err = cmd.Start() })
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Wait(); err != nil || !strings.Contains(out.String(), "--- PASS: TestSlurm") {
-			t.Errorf("%v\n%s", err, &out)
-		}
 	}
+	onOwnNode(t, testSlurm)
+}
+
+// TestJobCgroup is the short form of TestSlurm: a job's cgroup, in some
+// hierarchies only, and the container within it.
+func TestJobCgroup(t *testing.T) {
+	t.Parallel()
+	onOwnNode(t, func(t *testing.T) {
+		for _, h := range []string{"memory", "freezer"} {
+			dir := "/sys/fs/cgroup/" + h + "/slurm/uid_0/job_1/step_batch"
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			writeFile(t, dir+"/cgroup.procs", fmt.Append(nil, os.Getpid()))
+			defer func() { writeFile(t, "/sys/fs/cgroup/"+h+"/cgroup.procs", fmt.Append(nil, os.Getpid())) }()
+		}
+		n := newNode(t)
+		c := startCluster(t, n)
+		uuid := c.submit(t, c.storeTools(t), sh(untilTold+"true"), nil)
+		p := c.supervise(t, n, uuid, "-cgroup-parent-subsystem=memory", "--runtime-engine=docker")
+		root, groups := containerOf(t, uuid)
+		for line := range strings.Lines(groups) {
+			if !strings.HasSuffix(line, ":/slurm/uid_0/job_1/step_batch/"+uuid+"\n") && !strings.HasPrefix(line, "0::") {
+				t.Errorf("cgroup of the container: %s", line)
+			}
+		}
+		writeFile(t, filepath.Join(root, "out/go"), nil)
+		c.finished(t, n, p, uuid, 0, arvados.StateComplete)
+		if left := groupsNamed(uuid); len(left) > 0 {
+			t.Errorf("cgroups left behind: %v", left)
+		}
+		if jobs := groupsNamed("job_1"); len(jobs) != 2 {
+			t.Errorf("the job's groups are %v, want those in which it was", jobs)
+		}
+	})
 }
 
 func testSlurm(t *testing.T) {

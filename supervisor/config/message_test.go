@@ -183,6 +183,24 @@ func TestReadClusterFile(t *testing.T) {
 	}
 }
 
+func TestLoadClusterFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config.yml")
+	got := LoadClusterFile(path)
+	if want := "could not load config file " + path + ": open " + path + ": no such file or directory"; got.Config != nil || len(got.Notes) != 1 || got.Notes[0] != want {
+		t.Errorf("%q, want %q", got.Notes, want)
+	}
+	if err := os.WriteFile(path, []byte("Clusters: {zzzzz: {ManagementToken: mtoken}}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got = LoadClusterFile(path)
+	if got.ID != "zzzzz" || got.Config == nil || len(got.Notes) != 1 || got.Notes[0] != "loaded config file "+path {
+		t.Errorf("%v %q", got, got.Notes)
+	}
+	if s := fmt.Sprintf("%v %+v %#v", got, got, got); strings.Contains(s, "mtoken") {
+		t.Errorf("the management token shows: %s", s)
+	}
+}
+
 func FuzzMessage(f *testing.F) {
 	f.Add([]byte(`{"Env":{"A":"b"},"KeepBuffers":1,"EC2SpotCheck":true,"Cluster":{"Volumes":{"v":{}}}}`))
 	f.Add([]byte(`null garbage`))

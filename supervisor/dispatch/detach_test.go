@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -115,6 +116,20 @@ func TestStdinThatDoesNotEnd(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	await(t, seen, "staying")
+}
+
+// A list may signal a supervisor before that can do anything about it.
+func TestSignalsOfListsAreIgnoredFromTheStart(t *testing.T) {
+	d, seen := lockDir(t, "")
+	t.Setenv("PATH", "/usr/bin:/bin")
+	program := seen + "/program"
+	write(t, program, "#!/bin/sh\ngrep SigIgn /proc/self/status >"+seen+"/status~; mv "+seen+"/status~ "+seen+"/status\n")
+	var b bytes.Buffer
+	d.Detach(t.Context(), Detached{UUID: uuid, Program: program, Stdout: &b, Stderr: &b})
+	mask, err := strconv.ParseUint(strings.TrimSpace(strings.TrimPrefix(await(t, seen, "status"), "SigIgn:")), 16, 64)
+	if want := uint64(1<<(unix.SIGUSR1-1) | 1<<(unix.SIGUSR2-1)); err != nil || mask&want != want {
+		t.Errorf("ignored signals %x %v, want %x among them", mask, err, want)
+	}
 }
 
 // Who starts a supervisor may be killed before he has told anybody: the

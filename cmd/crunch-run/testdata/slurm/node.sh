@@ -49,4 +49,7 @@ sh -euc '
 		ip link set slurm1 up
 		exec \"\$@\"
 	" sh "$@"
-' sh "$@"
+' sh "$@" &
+command=$!
+trap 'kill $command 2>/dev/null; wait $command || true; exit 143' TERM INT
+wait $command
