@@ -42,7 +42,7 @@ Options:
   --dispatch N        run queued containers on this machine, N at a time, those
                       of highest priority first (default 0: leave them to other
                       dispatchers). Needs root. A container that waits for its
-                      own child requests takes one of the N places. Supervisors
+                      own child requests takes none of the N places. Supervisors
                       get the settings of this process (CRUNCH_RUN_* variables)
 
 The first Ctrl-C stops running containers and saves what there is; containers

@@ -11,8 +11,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"os/exec"
+	"slices"
 	"syscall"
 	"time"
 
@@ -36,7 +38,8 @@ type Config struct {
 	// locked and no process of this dispatcher runs is taken to be left behind
 	// by a dead one.
 	API *arvados.Client
-	// Slots is the number of supervisors that run at a time.
+	// Slots is the number of supervisors that run at a time, not counting those
+	// of containers that have child requests to wait for.
 	Slots int
 	// Command makes the command that runs one container. Its SysProcAttr is
 	// replaced.
@@ -165,7 +168,13 @@ func (d *Dispatcher) locked(ctx context.Context) ([]arvados.Container, error) {
 func (d *Dispatcher) fill(ctx context.Context) error {
 	free := d.cfg.Slots - len(d.running)
 	if free <= 0 {
-		return nil
+		waiting, err := d.parents(ctx)
+		if err != nil {
+			return err
+		}
+		if free += waiting; free <= 0 {
+			return nil
+		}
 	}
 	var queue []arvados.Container
 	if err := d.api.List(ctx, "containers", map[string]any{
@@ -189,6 +198,23 @@ func (d *Dispatcher) fill(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// parents counts the running containers that have requests of their own to wait
+// for. They take no slot: with all slots taken by such, nothing would ever go on.
+func (d *Dispatcher) parents(ctx context.Context) (int, error) {
+	running := slices.Collect(maps.Keys(d.running))
+	if len(running) == 0 {
+		return 0, nil
+	}
+	var waited []struct {
+		By string `json:"requesting_container_uuid"`
+	}
+	err := d.api.List(ctx, "container_requests", map[string]any{
+		"filters": []any{[]any{"requesting_container_uuid", "in", running}, []any{"state", "=", arvados.RequestCommitted}, []any{"priority", ">", "0"}},
+		"select":  []string{"requesting_container_uuid"}, "distinct": true, "limit": len(running), "count": "none",
+	}, &waited)
+	return len(waited), err
 }
 
 // start starts the supervisor of a locked container. It dies with this

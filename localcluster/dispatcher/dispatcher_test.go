@@ -74,6 +74,27 @@ func supervisorProcess(role, uuid string) int {
 	switch role {
 	case "complete":
 		put(map[string]any{"state": "Complete", "exit_code": 0})
+	case "parent": // unless it is a child itself
+		auth, err := api.ContainerAuth(context.Background(), uuid)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		own := api.WithToken("v2/" + auth.UUID + "/" + auth.APIToken + "/" + uuid)
+		record, err := api.GetContainer(context.Background(), uuid)
+		if err == nil && record.Command[0] == "parent" {
+			var r arvados.ContainerRequest
+			r, err = own.CreateContainerRequest(context.Background(), work("child", 1, 1))
+			for err == nil && r.State != arvados.RequestFinal {
+				time.Sleep(20 * time.Millisecond) // a program in a container that polls
+				r, err = own.GetContainerRequest(context.Background(), r.UUID)
+			}
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		put(map[string]any{"state": "Complete", "exit_code": 0})
 	case "crash-running":
 		syscall.Kill(os.Getpid(), syscall.SIGKILL)
 	case "wait":
@@ -133,14 +154,24 @@ func (w *world) userUUID() string {
 	return u.UUID
 }
 
+// work is a container request for a command.
+func work(command string, priority, attempts int) map[string]any {
+	return map[string]any{
+		"state": "Committed", "priority": priority, "command": []string{command}, "container_image": "img", "output_path": "/out",
+		"mounts": map[string]any{"/out": map[string]any{"kind": "tmp"}}, "runtime_constraints": map[string]any{"vcpus": 1, "ram": 1 << 28},
+		"use_existing": false, "container_count_max": attempts,
+	}
+}
+
 // submit returns the request's and the container's UUID.
 func (w *world) submit(priority, attempts int) (request, container string) {
 	w.t.Helper()
-	r, err := w.user.CreateContainerRequest(w.t.Context(), map[string]any{
-		"state": "Committed", "priority": priority, "command": []string{"true"}, "container_image": "img", "output_path": "/out",
-		"mounts": map[string]any{"/out": map[string]any{"kind": "tmp"}}, "runtime_constraints": map[string]any{"vcpus": 1, "ram": 1 << 28},
-		"use_existing": false, "container_count_max": attempts,
-	})
+	return w.submitCommand("true", priority, attempts)
+}
+
+func (w *world) submitCommand(command string, priority, attempts int) (request, container string) {
+	w.t.Helper()
+	r, err := w.user.CreateContainerRequest(w.t.Context(), work(command, priority, attempts))
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -278,6 +309,29 @@ func TestOrderAndSlots(t *testing.T) {
 				t.Errorf("container on hold: %s, locked %d times", c.State, c.LockCount)
 			}
 		})
+	}
+}
+
+// A container that waits for its own child does not keep it from running.
+func TestParentAndChild(t *testing.T) {
+	w := newWorld(t)
+	var parents []string
+	for range 2 {
+		_, c := w.submitCommand("parent", 5, 1)
+		parents = append(parents, c)
+	}
+	w.dispatch(1, "parent")
+	for _, c := range parents {
+		w.waitState(c, "Complete")
+	}
+	began := 0
+	for _, e := range w.history() {
+		if e.what == "began" {
+			began++
+		}
+	}
+	if began != 4 {
+		t.Errorf("%d containers of two parents and two children: %v", began, w.history())
 	}
 }
 
