@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
 func main() {
@@ -37,7 +38,7 @@ func main() {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: id, Gid: id}}
 		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 		check(cmd.Run())
-	case "eat": // eat MIB: uses that much memory, and ends
+	case "eat": // eat MIB [SECONDS]: uses that much memory, for so long, and ends
 		var kept [][]byte
 		for range number(args[0]) {
 			b := make([]byte, 1<<20)
@@ -45,6 +46,9 @@ func main() {
 				b[i] = 1
 			}
 			kept = append(kept, b)
+		}
+		if len(args) > 1 {
+			time.Sleep(time.Duration(number(args[1])) * time.Second)
 		}
 		fmt.Println("ate", len(kept))
 	case "flood": // flood LINES: numbered lines of 100 bytes
