@@ -245,6 +245,15 @@ func (g *Grant) Give(spec *specs.Spec, root string) (notes []string, err error) 
 		if note := nvidia.CheckGlibc(root, e.Mounts); note != "" {
 			notes = append(notes, note)
 		}
+		if caps.Compute {
+			compat, note := nvidia.Compat(root, g.inv.Driver, g.devices)
+			if note != "" {
+				notes = append(notes, note)
+			}
+			// In front: the loader takes the first.
+			compat.Add(e)
+			e = compat
+		}
 	}
 	more, err = e.Apply(spec)
 	notes = append(notes, more...)

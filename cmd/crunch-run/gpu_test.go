@@ -2,6 +2,8 @@ package main_test
 
 import (
 	"archive/tar"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -169,6 +171,98 @@ func TestGPUErrorIsReported(t *testing.T) {
 	p.stderr.mustSay(t, "error reported by GPU 0 (GPU-00000000-0000-0000-0000-000000000000): XID 79")
 	p.signal(t, syscall.SIGINT)
 	p.wait(t)
+}
+
+// A site may prefer the CDI specifications its vendor's tool has written; their
+// hooks are not run.
+func TestGPUsByCDI(t *testing.T) {
+	t.Parallel()
+	n, driver := newGPUNode(t)
+	n.env = append(n.env, "CRUNCH_RUN_GPU=cdi")
+	hook := filepath.Join(t.TempDir(), "hook")
+	writeFile(t, hook, []byte("#!/bin/sh\ntouch "+hook+".ran\n"))
+	if err := os.Chmod(hook, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	lib := "/usr/lib/x86_64-linux-gnu/libcuda.so." + gputest.Version
+	driver.File("etc/cdi/nvidia.yaml", strings.NewReplacer("ROOT", driver.Root, "LIB", lib, "HOOK", hook).Replace(`cdiVersion: 0.6.0
+kind: nvidia.com/gpu
+devices:
+  - {name: "0", containerEdits: {deviceNodes: [{path: /dev/nvidia0, hostPath: ROOT/dev/nvidia0}]}}
+  - {name: "1", containerEdits: {deviceNodes: [{path: /dev/nvidia1, hostPath: ROOT/dev/nvidia1}]}}
+containerEdits:
+  env: [FROM_CDI=yes]
+  deviceNodes: [{path: /dev/nvidiactl, hostPath: ROOT/dev/nvidiactl}]
+  mounts: [{hostPath: ROOTLIB, containerPath: LIB, options: [ro, nosuid, nodev, rbind]}]
+  hooks:
+    - {hookName: createContainer, path: HOOK, args: [nvidia-ctk, hook, update-ldcache, --folder, /usr/lib/x86_64-linux-gnu]}
+    - {hookName: createRuntime, path: HOOK, args: [other]}
+`))
+	res := n.local(t, "--verbose", "--image", gpuImage(t, nil), "--gpus", "1", "--", "sh", "-c", "gpuprobe /dev/nvidia0 /dev/nvidiactl 195:1; echo $FROM_CDI; ls /dev/nvidia*")
+	want := "libcuda.so.1: 0 from /usr/lib/x86_64-linux-gnu/libcuda.so.1\nlibcuda.so: libcuda.so: cannot open shared object file: No such file or directory\n" +
+		"open /dev/nvidia0: No such device or address\nopen /dev/nvidiactl: No such device or address\nopen 195:1: Operation not permitted\nyes\n/dev/nvidia0\n/dev/nvidiactl\n"
+	if res.stdout != want {
+		t.Errorf("the container says\n%s\nwant\n%s", res.stdout, want)
+	}
+	if !strings.Contains(res.stderr, `CDI: the hook "`+hook+` other" is not run`) {
+		t.Errorf("nothing is said about the hook:\n%s", res.stderr)
+	}
+	if _, err := os.Stat(hook + ".ran"); err == nil {
+		t.Error("a hook was run")
+	}
+	// GPU 0 is free again; without a description the others are of no use.
+	p := n.start(t, run{args: []string{"local", "--image", busyboxImage(t), "--gpus", "1", "--", "true"}, env: []string{"CUDA_VISIBLE_DEVICES=3"}})
+	if code := p.wait(t); code != 125 || !strings.Contains(p.stderr.String(), "describes GPU 3") {
+		t.Errorf("exit code %d, stderr:\n%s", code, p.stderr.String())
+	}
+	_ = os.Remove(filepath.Join(n.locks(), "crunch-run-broken"))
+}
+
+// A site that gives no GPUs to containers puts them back into the queue.
+func TestGPUsOff(t *testing.T) {
+	t.Parallel()
+	n, _ := newGPUNode(t)
+	n.env = append(n.env, "CRUNCH_RUN_GPU=off")
+	res := n.run(t, "local", "--image", busyboxImage(t), "--gpus", "1", "--", "true")
+	if res.code != 125 || !strings.Contains(res.stderr, "(site setting gpu: off)") || !strings.Contains(res.stderr, "state            Queued") {
+		t.Errorf("exit code %d, stderr:\n%s", res.code, res.stderr)
+	}
+}
+
+// AMD's GPUs need no library of the node. A user other than root may use them.
+func TestAMDGPUs(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	d := gputest.New(t, 0)
+	d.Remove("dev")
+	d.Remove("sys")
+	for i, render := range []int{128, 129} {
+		node := fmt.Sprintf("sys/class/kfd/kfd/topology/nodes/%d/", i+1)
+		d.File(node+"properties", fmt.Sprintf("simd_count 440\ngfx_target_version 90010\nlocation_id %d\ndrm_render_minor %d\nunique_id %d\n", (i+1)<<8, render, i+1))
+		d.File(node+"mem_banks/0/properties", "heap_type 1\nsize_in_bytes 68719476736\n")
+		d.File(fmt.Sprintf("sys/bus/pci/devices/0000:%02x:00.0/gpu_busy_percent", i+1), fmt.Sprintf("%d\n", 10+i))
+		d.Node(fmt.Sprintf("dev/dri/renderD%d", render), 226, render)
+		if err := errors.Join(os.Chmod(d.Path(fmt.Sprintf("dev/dri/renderD%d", render)), 0o660), os.Chown(d.Path(fmt.Sprintf("dev/dri/renderD%d", render)), 0, 4321)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d.Node("dev/kfd", 238, 0)
+	n.env = append(n.env, "CRUNCH_RUN_GPU_DRIVER_ROOT="+d.Root)
+	image := gpuImage(t, map[string]any{"User": "1000"})
+	p := n.start(t, run{
+		args: []string{"local", "--verbose", "--image", image, "--gpus", "1", "--", "sh", "-c", "gpuprobe /dev/kfd /dev/dri/renderD129 | tail -n 2; ls /dev/dri; id -G"},
+		env:  []string{"AMD_VISIBLE_DEVICES=1"},
+	})
+	want := "open /dev/kfd: No such device or address\nopen /dev/dri/renderD129: No such device or address\nrenderD129\n0 4321\n"
+	if code := p.wait(t); code != 0 || p.stdout.String() != want {
+		t.Errorf("exit code %d, the container says %q, want %q", code, p.stdout.String(), want)
+	}
+	if want := "GPU 1: AMD gfx90a, GPU-0000000000000002, 65536 MiB, gfx90a, driver"; !strings.Contains(p.stderr.String(), want) {
+		t.Errorf("no %q in\n%s", want, p.stderr.String())
+	}
+	if stats := n.localLog(t, "crunchstat.txt"); !strings.Contains(stats, " gpu:1 11 util\n") {
+		t.Errorf("crunchstat.txt:\n%s", stats)
+	}
 }
 
 // A node that cannot do it says why, in one sentence.

@@ -58,8 +58,12 @@ type Helper struct {
 	lines   chan message // closed when the process is gone
 	replies chan []device.Sample
 	done    chan struct{}
+	idle    chan struct{} // closed when nothing of it is told any more
+
+	asked bool // for samples, and there was no answer yet; Sample's own
 
 	mu      sync.Mutex
+	closed  bool
 	onEvent func(device.Event)
 	onNote  func(string)
 	early   []message // events and notes before Watch
@@ -69,7 +73,7 @@ type Helper struct {
 // output, and returns what the node has. The error is device.ErrNoDriver if
 // there is no working driver.
 func StartHelper(ctx context.Context, program string, args, env []string) (_ *Helper, inv device.Inventory, err error) {
-	h := &Helper{stderr: new(tail), lines: make(chan message), replies: make(chan []device.Sample, 1), done: make(chan struct{})}
+	h := &Helper{stderr: new(tail), lines: make(chan message), replies: make(chan []device.Sample, 1), done: make(chan struct{}), idle: make(chan struct{})}
 	h.cmd = exec.Command(program, args...)
 	h.cmd.Env, h.cmd.Stderr = env, h.stderr
 	h.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -108,6 +112,7 @@ func StartHelper(ctx context.Context, program string, args, env []string) (_ *He
 	case <-ctx.Done():
 		err = context.Cause(ctx)
 	}
+	_ = h.cmd.Process.Kill() // it has nothing to lose
 	go h.dispatch()
 	h.Close()
 	return nil, inv, err
@@ -132,24 +137,29 @@ func (h *Helper) read(stdout io.Reader) {
 
 // dispatch sorts what comes after the inventory.
 func (h *Helper) dispatch() {
+	defer close(h.idle)
 	for m := range h.lines {
 		if m.Samples != nil {
 			select {
 			case h.replies <- m.Samples:
-			default: // nobody waited for so long
+			default: // a second answer to one question
 			}
 			continue
 		}
 		h.mu.Lock()
-		if h.onEvent == nil {
+		watching, closed := h.onEvent != nil, h.closed
+		if !watching && len(h.early) < maxEarly {
 			h.early = append(h.early, m)
-			h.mu.Unlock()
-			continue
 		}
 		h.mu.Unlock()
-		h.tell(m)
+		if watching && !closed {
+			h.tell(m)
+		}
 	}
 }
+
+// maxEarly bounds what is kept of what nobody has asked for.
+const maxEarly = 100
 
 func (h *Helper) tell(m message) {
 	switch {
@@ -181,18 +191,18 @@ func (h *Helper) Watch(devices []device.Device, event func(device.Event), note f
 }
 
 // Sample asks what the watched devices are doing; nil if there is no answer.
+// A question that has not been answered is not asked again: the driver may be
+// stuck with it. It is called from one goroutine.
 func (h *Helper) Sample() []device.Sample {
-	select {
-	case <-h.replies: // to a question asked before
-	default:
-	}
-	if h.send(command{Sample: true}) != nil {
+	if !h.asked && h.send(command{Sample: true}) != nil {
 		return nil
 	}
+	h.asked = true
 	timer := time.NewTimer(sampleTimeout)
 	defer timer.Stop()
 	select {
 	case s := <-h.replies:
+		h.asked = false
 		return s
 	case <-timer.C:
 	case <-h.done:
@@ -213,22 +223,27 @@ func (h *Helper) send(c command) error {
 // closeTimeout is what a helper gets to end by itself.
 const closeTimeout = 2 * time.Second
 
-// Close ends the process. One that hangs in the driver cannot be waited for.
+// Close ends the process, and reports nothing after that. A process that hangs in
+// the driver cannot be waited for.
 func (h *Helper) Close() {
+	h.mu.Lock()
+	h.closed = true
+	h.mu.Unlock()
 	_ = h.stdin.Close()
-	timer := time.NewTimer(closeTimeout)
+	if !within(closeTimeout, h.idle) {
+		_ = h.cmd.Process.Kill()
+		within(closeTimeout, h.idle)
+	}
+}
+
+func within(d time.Duration, done <-chan struct{}) bool {
+	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
-	case <-h.done:
-		return
+	case <-done:
+		return true
 	case <-timer.C:
-	}
-	_ = h.cmd.Process.Kill()
-	again := time.NewTimer(closeTimeout)
-	defer again.Stop()
-	select {
-	case <-h.done:
-	case <-again.C:
+		return false
 	}
 }
 

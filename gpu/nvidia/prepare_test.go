@@ -160,3 +160,49 @@ func TestCheckGlibc(t *testing.T) {
 		t.Errorf("without libraries: %q", got)
 	}
 }
+
+// Libraries of the image are preferred to the driver's where NVIDIA allows it:
+// newer ones, on GPUs for data centres.
+func TestCompat(t *testing.T) {
+	lib := string(gputest.Library(t, "libcuda.so.1", "int cuInit(unsigned f) { return f; }"))
+	jit := string(gputest.Library(t, "libnvidia-ptxjitcompiler.so.1", "int f(void) { return 1; }"))
+	a100, geforce := []device.Device{{Name: "NVIDIA A100-SXM4-40GB"}}, []device.Device{{Name: "NVIDIA GeForce RTX 3090"}}
+	const dir = "/usr/local/cuda-12.8/compat/"
+	for name, c := range map[string]struct {
+		files   map[string]string
+		devices []device.Device
+		want    string
+	}{
+		"newer":       {map[string]string{"libcuda.so.570.86.10": lib, "libnvidia-ptxjitcompiler.so.570.86.10": jit}, a100, "libcuda.so.1=libcuda.so.570.86.10 libcuda.so=libcuda.so.570.86.10 libnvidia-ptxjitcompiler.so.1=libnvidia-ptxjitcompiler.so.570.86.10"},
+		"the same":    {map[string]string{"libcuda.so.550.90.07": lib}, a100, ""},
+		"older":       {map[string]string{"libcuda.so.470.1.1": lib}, a100, ""},
+		"GeForce":     {map[string]string{"libcuda.so.570.86.10": lib}, geforce, ""},
+		"a text":      {map[string]string{"libcuda.so.570.86.10": "not a library"}, a100, ""},
+		"leads out":   {map[string]string{"libcuda.so.570.86.10": "->/etc/hostname"}, a100, ""},
+		"nothing":     {nil, a100, ""},
+		"odd version": {map[string]string{"libcuda.so.x.y": lib, "libcuda.so.1": lib}, a100, ""},
+	} {
+		d := gputest.New(t, 0)
+		d.File("usr/local/x", "")
+		d.Link("usr/local/cuda", "/usr/local/cuda-12.8")
+		for name, text := range c.files {
+			if target, ok := strings.CutPrefix(text, "->"); ok {
+				d.File(dir+"x", "")
+				d.Link(dir+name, target)
+				continue
+			}
+			d.File(dir+name, text)
+		}
+		e, note := nvidia.Compat(d.Root, gputest.Version, c.devices)
+		var got []string
+		for _, l := range e.Libraries {
+			got = append(got, l.Name+"="+strings.TrimPrefix(l.Path, "/usr/local/cuda/compat/"))
+		}
+		if s := strings.Join(got, " "); s != c.want || (note == "") != (c.want == "") || (len(e.Folders) == 0) != (c.want == "") {
+			t.Errorf("%s: %q, %v, note %q", name, s, e.Folders, note)
+		}
+		if len(e.Mounts) > 0 {
+			t.Errorf("%s: a file of the image is mounted", name)
+		}
+	}
+}

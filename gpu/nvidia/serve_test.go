@@ -214,6 +214,28 @@ func TestBadLibraries(t *testing.T) {
 	}
 }
 
+// A GPU that does not answer any more costs no more than a moment each time.
+func TestDriverHangs(t *testing.T) {
+	driver := gputest.New(t, 1)
+	h, inv, err := start(t, "stand-in", driver.Root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Watch(inv.Devices, func(device.Event) {}, func(string) {}); err != nil {
+		t.Fatal(err)
+	}
+	if s := h.Sample(); len(s) != 1 {
+		t.Fatalf("%+v", s)
+	}
+	driver.File(gputest.LibDir+"/standin.hang", "")
+	for range 2 {
+		if s := h.Sample(); s != nil {
+			t.Errorf("%+v", s)
+		}
+	}
+	h.Close() // ends it all the same
+}
+
 // After its process is gone a helper has no answers, and does not wait for any.
 func TestHelperDies(t *testing.T) {
 	h, inv, err := start(t, "pairs", "/")
