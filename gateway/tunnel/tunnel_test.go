@@ -2,7 +2,6 @@ package tunnel
 
 import (
 	"bytes"
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
@@ -68,9 +67,7 @@ func TestReplyVectors(t *testing.T) {
 				return
 			}
 			await(t, asked)
-			for len(r.log()) == 0 {
-				waitABit(t)
-			}
+			eventually(t, "a message", func() bool { return r.log() != "" })
 			if want := cmpOr(v.Log, "runTunnel: error creating gateway tunnel: server did not provide a tunnel: bad response headers"); !strings.HasPrefix(r.log(), want) {
 				t.Errorf("log %q, want %q", r.log(), want)
 			}
@@ -88,14 +85,15 @@ func cmpOr(a, b string) string {
 	return b
 }
 
-// waitABit is for what cannot be waited for otherwise.
-func waitABit(t testing.TB) {
+// eventually waits for what cannot be waited for otherwise.
+func eventually(t testing.TB, what string, good func() bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
-	defer cancel()
-	<-ctx.Done()
-	if t.Context().Err() != nil {
-		t.Fatal("nothing has happened")
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(patience); !good(); <-tick.C {
+		if time.Now().After(end) {
+			t.Fatalf("%s: has not happened", what)
+		}
 	}
 }
 
@@ -238,9 +236,7 @@ func TestReconnectAndLog(t *testing.T) {
 	r := run(t, c, nil)
 	await(t, r.up)
 	await(t, r.up) // the one after the tunnel that ended
-	for !strings.HasSuffix(r.log(), "the tunnel is up again\n") || strings.Count(r.log(), "up again") < 2 {
-		waitABit(t)
-	}
+	eventually(t, "recovery", func() bool { return strings.Count(r.log(), "up again\n") == 2 })
 	r.stop()
 	got := strings.Split(strings.TrimSpace(r.log()), "\n")
 	for i, want := range []string{
@@ -277,9 +273,7 @@ func TestBadReplies(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c := newController(t, func(_ int, c net.Conn, _ string) { io.WriteString(c, reply) })
 			r := run(t, c, nil)
-			for r.log() == "" {
-				waitABit(t)
-			}
+			eventually(t, "a message", func() bool { return r.log() != "" })
 			r.stop()
 			if name == "endless header" && !strings.Contains(r.log(), "reply header of more than") {
 				t.Error(r.log())
@@ -307,9 +301,7 @@ func TestWhoIsTrusted(t *testing.T) {
 		}
 	})
 	r := run(t, c, func(c *Config) { c.TLS = nil })
-	for r.log() == "" {
-		waitABit(t)
-	}
+	eventually(t, "a message", func() bool { return r.log() != "" })
 	r.stop()
 	if !strings.Contains(r.log(), "x509") || len(c.requests) > 0 {
 		t.Errorf("%s%q", r.log(), c.requests)
@@ -326,9 +318,7 @@ func TestSilentController(t *testing.T) {
 	}
 	defer l.Close()
 	r := run(t, &controller{host: l.Addr().String()}, func(c *Config) { c.timing.setup = 10 * time.Millisecond })
-	for r.log() == "" {
-		waitABit(t)
-	}
+	eventually(t, "a message", func() bool { return r.log() != "" })
 	r.stop()
 	if !strings.Contains(r.log(), "timeout") {
 		t.Error(r.log())
@@ -344,9 +334,7 @@ func TestBadSettings(t *testing.T) {
 		"no such host":             "blanks",
 	} {
 		r := run(t, &controller{host: host}, nil)
-		for r.log() == "" {
-			waitABit(t)
-		}
+		eventually(t, "a message", func() bool { return r.log() != "" })
 		r.stop()
 		if !strings.Contains(r.log(), want) {
 			t.Errorf("%q: %s", host, r.log())
