@@ -68,7 +68,14 @@ type Running struct {
 	// accounts has room for one: reading the container's account files can take
 	// long, if their owner means it, and memory.
 	accounts chan struct{}
+	// starts has room for a few: as long as a command is being started there are
+	// other programs in memory for it, among them, where the kernel has nothing
+	// better, a copy of this one.
+	starts chan struct{}
 }
+
+// maxStarts is how many commands are being started at the same time.
+const maxStarts = 8
 
 // Load finds container id, which another process created. The error is an
 // *ExecError if there is no such container, or it does not run.
@@ -121,7 +128,7 @@ func (r *Runtime) Load(ctx context.Context, id string) (*Running, error) {
 }
 
 func newRunning(stateDir, id string, pid int, cg *cgroups.Cgroup, alive func() error) *Running {
-	return &Running{stateDir: stateDir, id: id, pid: pid, cgroup: cg, alive: alive, accounts: make(chan struct{}, 1)}
+	return &Running{stateDir: stateDir, id: id, pid: pid, cgroup: cg, alive: alive, accounts: make(chan struct{}, 1), starts: make(chan struct{}, maxStarts)}
 }
 
 // refuse returns an *ExecError if no command can run in the container now.

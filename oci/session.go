@@ -176,7 +176,14 @@ func (s *Session) reap() {
 // enter starts a process in the container and returns when it executes its
 // program.
 func (r *Running) enter(ctx context.Context, p *specs.Process, size *TerminalSize) (*Session, error) {
+	select {
+	case r.starts <- struct{}{}:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("start a command: %w", context.Cause(ctx))
+	}
+	freed := func() { <-r.starts }
 	if ctx.Err() != nil {
+		freed()
 		return nil, fmt.Errorf("start a command: %w", context.Cause(ctx))
 	}
 	type result struct {
@@ -186,12 +193,14 @@ func (r *Running) enter(ctx context.Context, p *specs.Process, size *TerminalSiz
 	started := make(chan result)
 	e := &entering{r: r, process: p}
 	if err := e.open(size); err != nil {
+		freed()
 		return nil, errors.Join(err, e.close())
 	}
 	// Without the lifeline a process that is still setting things up ends.
 	stop := context.AfterFunc(ctx, func() { _ = e.lifeline.Close() })
 	go func() {
 		s, err := e.run(size)
+		freed()
 		stop()
 		select {
 		case started <- result{s, err}:

@@ -14,7 +14,7 @@ if action == "auth":
     if method == "password":
         left = t.auth_password(user, "any", fallback=False)
     else:
-        left = t.auth_publickey(user, paramiko.RSAKey.generate(2048))
+        left = t.auth_publickey(user, paramiko.ECDSAKey.generate())
     assert t.is_authenticated(), left
 elif action == "session":
     t.auth_none("x")
