@@ -405,6 +405,11 @@ func TestSettings(t *testing.T) {
 // then neither directly nor through the host.
 func TestPeers(t *testing.T) {
 	newWorld(t, false)
+	// Where packets that only cross the bridge do not meet the rules.
+	if err := setSysctl("bridge/bridge-nf-call-iptables", "0"); err != nil && !isNotExist(err) {
+		t.Fatal(err)
+	}
+	defer func() { _ = setSysctl("bridge/bridge-nf-call-iptables", "1") }()
 	for name, noPeers := range map[string]bool{"reach each other": false, "kept apart": true} {
 		t.Run(name, func(t *testing.T) {
 			b, err := New(Config{StateDir: filepath.Join(t.TempDir(), "s"), NoPeers: noPeers})
@@ -442,6 +447,10 @@ func TestPeers(t *testing.T) {
 			}
 			if err := dial(); (err != nil) != noPeers {
 				t.Errorf("directly: %v", err)
+			}
+			// The way back is direct, so that the rule alone does not show below.
+			if accepted := strings.Contains(hostState(t), `iifname "crunch0" oifname "crunch0" accept`); accepted == noPeers {
+				t.Errorf("rules:\n%s", hostState(t))
 			}
 			// By the host, which knows the way.
 			h, err := netlink.NewHandleAt(netns.NsHandle(spaces[0].Fd()))
