@@ -24,7 +24,7 @@ do about what is wrong. Shows the settings in force. Nothing is left behind.
 
 Options:
   --json              one JSON object instead of a table
-  --timeout DURATION  how long to wait for what does not answer (default 1.7s)
+  --timeout DURATION  how long to wait for what does not answer (default 1.6s)
 
 Exit status: 0 if the node is fit (warnings do not count), 1 if it is not, 2 for a
 wrong command line. As the cloud dispatcher's BootProbeCommand:

@@ -165,7 +165,7 @@ func TestCheckHangingStore(t *testing.T) {
 		t.Errorf("exit code %d", code)
 	}
 	out := p.stdout.String()
-	if !strings.Contains(out, "no answer within 1.7s") || !strings.Contains(out, "image store") || !strings.Contains(out, "clock") {
+	if !strings.Contains(out, "no answer within 1.6s") || !strings.Contains(out, "image store") || !strings.Contains(out, "clock") {
 		t.Errorf("says:\n%s", out)
 	}
 	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {

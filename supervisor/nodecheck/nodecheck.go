@@ -32,7 +32,7 @@ type Options struct {
 
 // DefaultPatience keeps the whole below two seconds, on a node whose disks
 // answer.
-const DefaultPatience = 1700 * time.Millisecond
+const DefaultPatience = 1600 * time.Millisecond
 
 // Level is how bad a finding is.
 type Level string
@@ -102,8 +102,8 @@ var checks = []check{
 	{"settings", settings},
 }
 
-// Run checks the node. It returns after Patience at the latest, and what still
-// hangs then is left behind: the caller should end.
+// Run checks the node. It returns a moment after Patience at the latest, and what
+// still hangs then is left behind: the caller should end.
 func Run(ctx context.Context, o Options) *Report {
 	began := time.Now()
 	if o.Patience == 0 {
@@ -114,7 +114,9 @@ func Run(ctx context.Context, o Options) *Report {
 	}
 	r := &Report{Version: o.Version}
 	r.Host, _ = os.Hostname()
-	ctx, cancel := context.WithTimeout(ctx, o.Patience)
+	end, cancelEnd := context.WithTimeout(ctx, o.Patience+cleaningTime)
+	defer cancelEnd()
+	ctx, cancel := context.WithTimeout(end, o.Patience)
 	defer cancel()
 	type result struct {
 		mu    sync.Mutex
@@ -135,10 +137,10 @@ func Run(ctx context.Context, o Options) *Report {
 		late := false
 		select {
 		case <-res.done:
-		case <-ctx.Done():
+		case <-end.Done():
 			select {
-			case <-res.done: // just now
-			case <-time.After(cleaningTime):
+			case <-res.done: // long ago
+			default:
 				late = true
 			}
 		}
@@ -166,4 +168,4 @@ func Refuse(version string, f Finding) *Report {
 
 // cleaningTime is what a check that is told to stop may take to remove what it
 // has made.
-const cleaningTime = 200 * time.Millisecond
+const cleaningTime = 150 * time.Millisecond

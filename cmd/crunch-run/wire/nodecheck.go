@@ -48,7 +48,7 @@ func Check(ctx context.Context, o nodecheck.Options) *nodecheck.Report {
 
 // closePatience is how long the end of a check on a node that is not fit waits
 // for what may never end.
-const closePatience = 250 * time.Millisecond
+const closePatience = 100 * time.Millisecond
 
 // newTempDir makes a directory that nobody else knows of.
 func newTempDir(parent string) (string, func() error, error) {
