@@ -9,7 +9,7 @@ import (
 // another process.
 func TestOwnProcesses(t *testing.T) {
 	m := &fakeMount{exited: make(chan struct{})}
-	r := new(run)
+	r := &run{Supervisor: new(Supervisor)}
 	if p := r.ownProcesses(); len(p) != 1 || p["crunch-run"] != os.Getpid() {
 		t.Errorf("without a mount: %v", p)
 	}

@@ -3,7 +3,11 @@ package supervisor
 import (
 	"context"
 	"errors"
+	"io/fs"
+	"path/filepath"
 	"regexp"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -38,6 +42,38 @@ var userErrors = []error{
 	imagestore.ErrUnsupported, imagestore.ErrMalformed, imagestore.ErrEscape, imagestore.ErrLimit,
 }
 
+// hostErrors are what a host says that cannot run containers, whatever the
+// container: a full or failing disk, one that has become read-only, a kernel
+// without overlay file systems, rights that are missing.
+var hostErrors = []error{unix.ENOSPC, unix.EIO, unix.EROFS, unix.ENODEV, unix.EPERM, unix.EACCES}
+
+// HostFault tells whether err, of something that the supervisor does on the host
+// before it knows the container, suggests a broken node.
+func HostFault(err error) bool {
+	return slices.ContainsFunc(hostErrors, func(e error) bool { return errors.Is(err, e) })
+}
+
+// creationFault tells whether err, of the container's creation, is about the
+// host: control groups that cannot be made, a full scratch disk. What happens
+// inside the container's file systems has other paths, or none.
+func (r *run) creationFault(err error) bool {
+	var at *fs.PathError
+	if errors.Is(err, oci.ErrRequest) || !HostFault(err) || !errors.As(err, &at) {
+		return false
+	}
+	rootfs := filepath.Join(r.Scratch, "rootfs") + "/"
+	return strings.HasPrefix(at.Path, "/sys/fs/cgroup/") || strings.HasPrefix(at.Path, r.Scratch+"/") && !strings.HasPrefix(at.Path, rootfs)
+}
+
+// errNoFUSE says that the node cannot have FUSE mounts at all.
+var errNoFUSE = errors.New("this node has no /dev/fuse (is the kernel module fuse loaded?)")
+
+// overlayFault tells whether a mount failed because the kernel has, or allows,
+// no overlay file systems.
+func overlayFault(err error) bool {
+	return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EROFS) || errors.Is(err, unix.EIO)
+}
+
 // isNodesFault tells whether err suggests a broken node. Where our own packages
 // say whose fault it is, that counts; a command or file that is called "no space
 // left on device" must not drain the cluster node by node.
@@ -64,11 +100,27 @@ func isNodesFault(err error) bool {
 // tells whoever marks it. Only steps that depend on the node are looked at.
 func (r *run) markIfBroken(ctx context.Context, s step, err error) bool {
 	switch s.name {
-	case "reserve GPUs", "load container image", "start container", "wait for container":
+	case "reserve GPUs", "start container", "wait for container":
+		if !isNodesFault(err) {
+			return false
+		}
+	case "load container image":
+		var user bool
+		for _, e := range userErrors {
+			user = user || errors.Is(err, e)
+		}
+		if !isNodesFault(err) && (user || !overlayFault(err)) {
+			return false
+		}
+	case "set up mounts":
+		if !errors.Is(err, errNoFUSE) {
+			return false
+		}
+	case "create container":
+		if !r.creationFault(err) {
+			return false
+		}
 	default:
-		return false
-	}
-	if !isNodesFault(err) {
 		return false
 	}
 	r.Log.Printf("Error suggests node is unable to run containers: %v", err)

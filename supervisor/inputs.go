@@ -2,9 +2,11 @@ package supervisor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"sync"
 
 	"crunch-oci/arvados"
@@ -85,6 +87,9 @@ func (r *run) startMount(ctx context.Context) error {
 	r.Log.Printf("Running %v", append([]string{"arv-mount"}, args...))
 	m, err := r.Mounter.Start(ctx, args, r.token, log, io.MultiWriter(log, scanner), r.RunDir.LockFile())
 	if err != nil {
+		if _, statErr := os.Stat("/dev/fuse"); errors.Is(statErr, fs.ErrNotExist) {
+			err = fmt.Errorf("%w: %w", errNoFUSE, err)
+		}
 		return err
 	}
 	r.inputs.mount = m

@@ -3,10 +3,13 @@ package supervisor
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"crunch-oci/arvados"
 	"crunch-oci/imagestore"
 	"crunch-oci/oci"
 )
@@ -29,5 +32,43 @@ func TestNodesFault(t *testing.T) {
 		if got := isNodesFault(c.err); got != c.node {
 			t.Errorf("%s: %v", name, got)
 		}
+	}
+}
+
+// Beside texts, the kind of failure tells a broken node; what happens inside the
+// container's own files does not.
+func TestNodesFaultByKind(t *testing.T) {
+	at := func(path string, err error) func(*world) error {
+		return func(w *world) error {
+			return fmt.Errorf("runc: %w", &fs.PathError{Op: "mkdir", Path: strings.Replace(path, "SCRATCH", w.sup.Scratch, 1), Err: err})
+		}
+	}
+	for name, c := range map[string]struct {
+		op     string
+		err    func(*world) error
+		broken bool
+		state  string
+	}{
+		"no access to control groups":         {"create container", at("/sys/fs/cgroup/pids/crunch-run", unix.EROFS), true, arvados.StateQueued},
+		"scratch disk full":                   {"create container", at("SCRATCH/bundle/config.json", unix.ENOSPC), true, arvados.StateQueued},
+		"read-only mount inside":              {"create container", at("SCRATCH/rootfs/sys/fs/cgroup/x", unix.EROFS), false, arvados.StateQueued},
+		"something else":                      {"create container", at("/sys/fs/cgroup/pids/crunch-run", unix.EINVAL), false, arvados.StateQueued},
+		"no overlay file systems":             {"unpack image", func(*world) error { return fmt.Errorf("mount an overlay: %w", unix.ENODEV) }, true, arvados.StateQueued},
+		"an image that asks for the like":     {"unpack image", func(*world) error { return fmt.Errorf("%w: %w", imagestore.ErrMalformed, unix.EPERM) }, false, arvados.StateCancelled},
+		"no /dev/fuse":                        {"start FUSE server", func(*world) error { return errNoFUSE }, true, arvados.StateQueued},
+		"FUSE server fails for other reasons": {"start FUSE server", func(*world) error { return unix.EPERM }, false, arvados.StateCancelled},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.input()
+			w.failAt(c.op, c.err(w))
+			w.run()
+			if got := len(w.broken) > 0; got != c.broken {
+				t.Errorf("node marked as broken: %v", got)
+			}
+			if got := last(w.api.states); got != c.state {
+				t.Errorf("state %s, want %s", got, c.state)
+			}
+		})
 	}
 }

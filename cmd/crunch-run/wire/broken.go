@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"crunch-oci/internal/forkthread"
+	"crunch-oci/supervisor"
 	"crunch-oci/supervisor/dispatch"
 )
 
@@ -39,6 +40,15 @@ func (j Job) markBroken(log messageLog) func(context.Context, error) {
 		if err := dir.MarkBroken(); err != nil {
 			log.Printf("Error writing %s: %v", dir.Broken(), err)
 		}
+	}
+}
+
+// blameHost marks the node as broken if err says that it is: no container can
+// be run here.
+func (j Job) blameHost(ctx context.Context, log messageLog, err error) {
+	if supervisor.HostFault(err) {
+		log.Printf("Error suggests node is unable to run containers: %v", err)
+		j.markBroken(log)(ctx, err)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -95,5 +96,24 @@ func TestHookIsBounded(t *testing.T) {
 	}
 	if p, err := os.FindProcess(n); err == nil {
 		_ = p.Kill()
+	}
+}
+
+// A host that cannot even prepare a run is broken; a run that is there already
+// says nothing about it.
+func TestBlameHost(t *testing.T) {
+	for err, broken := range map[error]bool{
+		fmt.Errorf("open image store: %w", &os.PathError{Op: "mkdir", Path: "/var/lib/crunch-run", Err: syscall.EROFS}): true,
+		fmt.Errorf("run directory: another supervisor is running this container"):                                       false,
+	} {
+		locks := t.TempDir()
+		var log memoryLog
+		Job{Site: config.Site{LockDir: locks}}.blameHost(t.Context(), &log, err)
+		if _, statErr := os.Stat(filepath.Join(locks, "crunch-run-broken")); (statErr == nil) != broken {
+			t.Errorf("%v: marker %v", err, statErr)
+		}
+		if strings.Contains(log.String(), "Error suggests node is unable to run containers: ") != broken {
+			t.Errorf("%v: log %q", err, log.String())
+		}
 	}
 }

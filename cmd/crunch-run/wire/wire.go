@@ -94,6 +94,13 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 		return err
 	}
 	entrance := j.startGateway(ctx, api, facts.tls, log, files, door, &cleanup)
+	// From here to the run itself only the host can be at fault.
+	preparing := true
+	defer func() {
+		if preparing && err != nil {
+			j.blameHost(ctx, log, err)
+		}
+	}()
 	early, cancel := endedBy(ctx, stop)
 	dir, err := rundir.Create(early, j.Site.RuntimeDir, j.UUID, removers)
 	cancel()
@@ -170,6 +177,7 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 	if j.Env.InstanceType != "" {
 		s.NodeJSON = []byte(j.Env.InstanceType)
 	}
+	preparing = false
 	return s.Run(ctx, stop)
 }
 
