@@ -73,6 +73,22 @@ func (j *Job) startKeepstore(ctx, stop context.Context, api *arvados.Client, cle
 	return k
 }
 
+// sayNoKeepstore says on stderr why there is no keepstore, where the API cannot
+// be asked how many buffers it may have.
+func (j *Job) sayNoKeepstore() {
+	buffers, raw := 0, j.ClusterFile.Config
+	if j.Message != nil {
+		buffers, raw = j.Message.KeepBuffers, j.Message.Cluster
+	}
+	cluster, err := parsedCluster(raw)
+	if err != nil {
+		return
+	}
+	if reason, ok := localkeep.Decide(buffers, cluster); !ok {
+		fmt.Fprintln(j.Stderr, reason)
+	}
+}
+
 // keepConfig finds the cluster's configuration, and how many buffers a server may
 // have: those of this container, not those of all on the node.
 func (j *Job) keepConfig(ctx context.Context, api *arvados.Client, k *localKeepstore) (id string, raw json.RawMessage, buffers int) {

@@ -66,6 +66,7 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 	}()
 	api, err := arvados.NewClient(j.Cluster)
 	if err != nil {
+		j.sayNoKeepstore()
 		return err
 	}
 	cleanup.Add("close API connections", func(context.Context) error { api.Close(); return nil })
