@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -113,7 +114,9 @@ func testService(t *testing.T, e *entered) {
 			t.Errorf("socket: %q %v", got, err)
 		}
 	}
-	// Fifty at once.
+	conn.Close()
+	// Fifty at once, and no socket stays open.
+	before := len(e.descriptors(t))
 	var wg sync.WaitGroup
 	for range 50 {
 		wg.Go(func() {
@@ -123,6 +126,17 @@ func testService(t *testing.T, e *entered) {
 		})
 	}
 	wg.Wait()
+	waitFor(t, "the end of all connections", func() bool { return len(e.descriptors(t)) <= before })
+}
+
+// descriptors are the supervisor's open files.
+func (e *entered) descriptors(t testing.TB) []os.DirEntry {
+	t.Helper()
+	list, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", e.supervisor.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
 }
 
 // raw sends bytes to the controller and reads an answer.
