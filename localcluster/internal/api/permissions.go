@@ -88,7 +88,8 @@ func (c *call) readable(res *resource, trashed bool) []store.Cond {
 		return append(out, store.Cond{SQL: "owner_uuid = ?", Args: []any{me}})
 	case store.Containers:
 		return append(out, store.Cond{
-			SQL:  "uuid IN (SELECT container_uuid FROM container_requests WHERE (" + reached + ") AND " + c.notGone().SQL + ")",
+			// With the index of the requests by container: there may be very many.
+			SQL:  "EXISTS (SELECT 1 FROM container_requests WHERE container_uuid = containers.uuid AND (" + reached + ") AND " + c.notGone().SQL + ")",
 			Args: append(twice, c.notGone().Args...)})
 	case store.Links:
 		// Permission links are the system's; those see them who have the
@@ -96,8 +97,8 @@ func (c *call) readable(res *resource, trashed bool) []store.Cond {
 		manage := c.reachArgs(canManage)
 		return append(out, store.Cond{
 			SQL: "owner_uuid IN (" + reachSQL + ") OR link_class = 'permission' AND (tail_uuid = ? OR head_uuid IN (" + reachSQL +
-				") OR head_uuid IN (SELECT uuid FROM collections WHERE owner_uuid IN (" + reachSQL +
-				")) OR head_uuid IN (SELECT uuid FROM container_requests WHERE owner_uuid IN (" + reachSQL + ")))",
+				") OR EXISTS (SELECT 1 FROM collections WHERE collections.uuid = head_uuid AND collections.owner_uuid IN (" + reachSQL +
+				")) OR EXISTS (SELECT 1 FROM container_requests WHERE container_requests.uuid = head_uuid AND container_requests.owner_uuid IN (" + reachSQL + ")))",
 			Args: slices.Concat(reach, []any{me}, manage, manage, manage)})
 	}
 	return append(out, store.Cond{SQL: reached, Args: twice})
