@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -169,7 +170,11 @@ func TestBridgeStarts(t *testing.T) {
 	before := n.network(t)
 	n.local(t, "--network", "bridge", "--image", image, "--", "true") // has unpacked it
 	for i := range bridgeStarts() {
-		p := n.start(t, run{args: []string{"local", "--network", "bridge", "--image", image, "--", "sh", "-c", "wget -qO- http://" + farHost + "/; sleep 0.1"}})
+		args := []string{"local", "--network", "bridge", "--image", image, "--", "sh", "-c", "wget -qO- http://" + farHost + "/; sleep 0.1"}
+		if i%4 > 1 { // the API is on the bridge too, which is there before the container
+			args = slices.Insert(args, 1, "--api")
+		}
+		p := n.start(t, run{args: args})
 		if i%2 == 0 {
 			if code := p.wait(t); code != 0 || p.stdout.String() != "far\n" {
 				t.Errorf("exit code %d, says %q", code, p.stdout.String())

@@ -3,9 +3,13 @@ package network
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"os/exec"
 	"strings"
 	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 func TestObstacles(t *testing.T) {
@@ -112,4 +116,31 @@ func TestTryLeavesNothing(t *testing.T) {
 func FuzzLegacy(f *testing.F) {
 	f.Add(make([]byte, ipInfoSize), make([]byte, 400))
 	f.Fuzz(func(t *testing.T, info, entries []byte) { judgeLegacy(info, entries, wayOut.legacy, DefaultBridge) })
+}
+
+// A host that gets its default route from router advertisements ignores them as
+// soon as it forwards packets, unless it is told not to.
+func TestForwardingKeepsAdvertisedRoute(t *testing.T) {
+	newWorld(t, false)
+	link, err := netlink.LinkByName("uplink")
+	must(t, err)
+	must(t, netlink.AddrAdd(link, &netlink.Addr{IPNet: toIPNet(netip.PrefixFrom(hostAddr6, 64)), Flags: unix.IFA_F_NODAD}))
+	must(t, netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: toIPNet(netip.MustParsePrefix("::/0")), Gw: farRouter6.AsSlice(), Protocol: unix.RTPROT_RA}))
+	must(t, setSysctl("ipv6/conf/uplink/accept_ra", "1"))
+	if off := Forwarding(); len(off) != 2 {
+		t.Errorf("off are %q", off)
+	}
+	b := newBridge(t)
+	u, err := b.Open(t.Context())
+	must(t, err)
+	defer func() { must(t, u.Close(context.Background())) }()
+	if v, err := sysctl("ipv6/conf/uplink/accept_ra"); err != nil || v != "2" {
+		t.Errorf("accept_ra %q %v", v, err)
+	}
+	if notes := strings.Join(u.Notes, "\n"); !strings.Contains(notes, "net.ipv6.conf.uplink.accept_ra was 1: set to 2") {
+		t.Errorf("notes %q", notes)
+	}
+	if off := Forwarding(); len(off) != 0 {
+		t.Errorf("off are %q", off)
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"crunch-oci/arvados"
 	"crunch-oci/oci"
 	"crunch-oci/supervisor/config"
 )
@@ -48,5 +49,24 @@ func TestChooseNetwork(t *testing.T) {
 		if got != c.want || (err == nil) == (c.want == "") {
 			t.Errorf("%+v: %q, %v", c, got, err)
 		}
+	}
+}
+
+// A cluster on the node's own loopback is out of a container's reach, which is
+// better said than found out.
+func TestAPIHostOnLoopback(t *testing.T) {
+	for host, noted := range map[string]bool{"127.0.0.1:8000": true, "[::1]:8000": true, "192.0.2.7:443": false, "no.such.host.invalid": false} {
+		j := Job{Cluster: arvados.Config{Host: host}}
+		n := newConnector(t.Context(), j, nil)
+		<-n.api
+		if _, note := n.apiHost(); (note != "") != noted {
+			t.Errorf("%s: %q", host, note)
+		}
+	}
+	// What the container is told may be another address than ours.
+	n := newConnector(t.Context(), Job{Cluster: arvados.Config{Host: "127.0.0.1:8000"}, ContainerAPIHost: "172.30.0.1:8000"}, nil)
+	<-n.api
+	if _, note := n.apiHost(); note != "" {
+		t.Error(note)
 	}
 }
