@@ -355,3 +355,53 @@ func TestErrors(t *testing.T) {
 		t.Error("a process of another PID namespace passed unnoticed")
 	}
 }
+
+// On v2 a group with processes can have groups with controllers below it once
+// the processes have moved aside, and is as before when the last one has left.
+func TestVacate(t *testing.T) {
+	if !Unified() {
+		t.Skip("only pure cgroup v2 needs it; vmtest runs this there")
+	}
+	c := newLive(t, ownDirs(t, testName()))
+	dir := c.Dirs[""]
+	group := strings.TrimPrefix(dir, unifiedMountpoint)
+	cmd := startIn(t, c, "sleep 600")
+	first, err := Vacate(group)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := Vacate(group)
+	if err != nil {
+		t.Fatal(err)
+	}
+	below := filepath.Join(dir, "below")
+	if err := os.Mkdir(below, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(below, "memory.max"), []byte("16777216"), 0); err != nil {
+		t.Errorf("limit below: %v", err)
+	}
+	own, err := Reader{FS: os.DirFS("/")}.Process(cmd.Process.Pid)
+	if err != nil || !slices.ContainsFunc(own.Files(), func(f string) bool { return strings.HasSuffix(f, "/leaf/memory.stat") }) {
+		t.Errorf("statistics of the process are not the whole group's: %v, %v", own, err)
+	}
+	if err := first(); err != nil {
+		t.Error(err)
+	}
+	if procs, err := readProcs(filepath.Join(dir, "cgroup.procs")); err != nil || len(procs) != 0 {
+		t.Errorf("one has left, the other still needs the room: %v, %v", procs, err)
+	}
+	if err := os.Remove(below); err != nil {
+		t.Fatal(err)
+	}
+	if err := second(); err != nil {
+		t.Error(err)
+	}
+	procs, err := readProcs(filepath.Join(dir, "cgroup.procs"))
+	if err != nil || !slices.Contains(procs, cmd.Process.Pid) {
+		t.Errorf("processes %v, %v", procs, err)
+	}
+	if entries, _ := filepath.Glob(dir + "/*/"); len(entries) != 0 {
+		t.Errorf("left behind: %v", entries)
+	}
+}

@@ -38,7 +38,7 @@ func (p Placement) Path(name, procSelfCgroup string) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		parent = own
+		parent = aboveLeaf(own)
 	case parent == "":
 		parent = DefaultParent
 	}

@@ -101,9 +101,9 @@ func (r Reader) Process(pid int) (*Source, error) {
 	// On v2 the nearest group with a cpuset is named here.
 	cpuset, _ := fs.ReadFile(r.FS, fmt.Sprintf("proc/%d/cpuset", pid))
 	return r.source(hierarchies, func(mount, controller string, role statFile) []string {
-		group := groups[controller]
+		group := aboveLeaf(groups[controller])
 		if role == fileCPUSet && controller == "" && strings.HasPrefix(string(cpuset), "/") {
-			group = strings.TrimSuffix(string(cpuset), "\n")
+			group = aboveLeaf(strings.TrimSuffix(string(cpuset), "\n"))
 		}
 		if group == "" {
 			return nil

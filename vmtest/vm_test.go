@@ -19,7 +19,7 @@ func suites() []suite {
 	}
 	if !long {
 		return []suite{
-			{pkg: "cgroups", run: "TestOOMKillsAndStats|TestKillForkingGroup|TestFeatures"},
+			{pkg: "cgroups", run: "TestVacate|TestOOMKillsAndStats|TestKillForkingGroup|TestFeatures"},
 			{pkg: "imagestore", run: "TestUnpackMountLookup|TestManyLayers|Overlay"},
 			{pkg: "oci", run: "TestStreamsAndExit|TestLimitsAreSet|TestOOMIsReported"},
 			{pkg: "cmd/crunch-run", run: "TestSystemdScope/stop,_with_inputs"},

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"crunch-oci/cgroups"
 	"crunch-oci/imagestore"
 	"crunch-oci/internal/hostdir"
 	"crunch-oci/oci"
@@ -20,6 +21,7 @@ import (
 const (
 	ownsDir       = "dir"       // a scratch directory
 	ownsContainer = "container" // a container, by its state directory
+	ownsRoom      = "room"      // the room made for it in a cgroup, by that path
 )
 
 // cleanupTimeout bounds the killing of what a dead run left alive.
@@ -34,6 +36,7 @@ var removers = rundir.Removers{
 		rt := oci.Runtime{StateDir: filepath.Dir(dir)}
 		return rt.Cleanup(ctx, filepath.Base(dir))
 	},
+	ownsRoom:   func(_ context.Context, group string) error { return cgroups.Rejoin(group) },
 	ownsBridge: removeBridgeThing,
 	ownsCNI:    removeCNIThing,
 }

@@ -16,6 +16,7 @@ import (
 	"crunch-oci/cgroups"
 	"crunch-oci/cgroups/systemd"
 	"crunch-oci/internal/forkthread"
+	"crunch-oci/supervisor/rundir"
 )
 
 // placement decides where the container's cgroup is made: where the site or the
@@ -27,7 +28,8 @@ type placement struct {
 	warn  func(format string, args ...any)
 
 	mu     sync.Mutex
-	keeper *keeper // may be nil
+	keeper *keeper      // may be nil
+	leave  func() error // may be nil: of the room made in our own group
 }
 
 func (j Job) placement(warn func(format string, args ...any)) (*placement, error) {
@@ -38,6 +40,21 @@ func (j Job) placement(warn func(format string, args ...any)) (*placement, error
 	var err error
 	p.fixed, err = j.fixedPlacement()
 	return p, err
+}
+
+// makeRoom lets the scheduler's group, which this process is in, have groups with
+// controllers below it, as v2 wants it. What that takes is recorded in dir.
+func (j Job) makeRoom(p *placement, dir *rundir.Dir) error {
+	if j.Flags.CgroupParentSubsystem == "" {
+		return nil
+	}
+	group := path.Dir(p.fixed)
+	if err := dir.Own(rundir.Thing{Kind: ownsRoom, ID: group}); err != nil {
+		return err
+	}
+	var err error
+	p.leave, err = cgroups.Vacate(group)
+	return err
 }
 
 func (j Job) fixedPlacement() (string, error) {
@@ -88,14 +105,19 @@ func (p *placement) place(ctx context.Context, mountPID int) (string, error) {
 	return fixed, nil
 }
 
-// close ends the keeper, if there is one, and with it the scope.
+// close ends the keeper, if there is one, and with it the scope, and leaves the
+// room made in our own group.
 func (p *placement) close(context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.keeper == nil {
-		return nil
+	var err error
+	if p.keeper != nil {
+		err = p.keeper.stop()
 	}
-	return p.keeper.stop()
+	if p.leave != nil {
+		err = errors.Join(err, p.leave())
+	}
+	return err
 }
 
 // KeeperRole is the sub-command that does nothing until its standard input ends.

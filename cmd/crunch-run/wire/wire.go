@@ -119,15 +119,18 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 	if err != nil {
 		return err
 	}
-	state := filepath.Join(dir.Path(), "oci")
-	if err := dir.Own(rundir.Thing{Kind: ownsContainer, ID: filepath.Join(state, j.UUID)}); err != nil {
-		return err
-	}
 	cgroup, err := j.placement(log.Printf)
 	if err != nil {
 		return err
 	}
-	cleanup.Add("leave systemd scope", cgroup.close)
+	cleanup.Add("leave the container's place in the cgroup tree", cgroup.close)
+	if err := j.makeRoom(cgroup, dir); err != nil {
+		return err
+	}
+	state := filepath.Join(dir.Path(), "oci")
+	if err := dir.Own(rundir.Thing{Kind: ownsContainer, ID: filepath.Join(state, j.UUID)}); err != nil {
+		return err
+	}
 	store, err := OpenStore(j.Site, func(text string) { log.Printf("%s", text) })
 	if err != nil {
 		return err
