@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/sys/cpu"
 
 	"crunch-oci/gateway"
 )
@@ -96,11 +98,22 @@ func authentication() *ssh.ServerConfig {
 		return nil, nil
 	}
 	return &ssh.ServerConfig{
+		Config:            ssh.Config{Ciphers: ciphers()},
 		NoClientAuth:      true,
 		PasswordCallback:  func(c ssh.ConnMetadata, _ []byte) (*ssh.Permissions, error) { return anyone(c) },
 		PublicKeyCallback: func(c ssh.ConnMetadata, _ ssh.PublicKey) (*ssh.Permissions, error) { return anyone(c) },
 		ServerVersion:     "SSH-2.0-crunch-run",
 	}
+}
+
+// ciphers leaves out the one that OpenSSH likes best where the processor has
+// instructions for the others, which are several times as fast then.
+func ciphers() []string {
+	all := ssh.SupportedAlgorithms().Ciphers
+	if cpu.X86.HasAES && cpu.X86.HasPCLMULQDQ || cpu.ARM64.HasAES && cpu.ARM64.HasPMULL {
+		all = slices.DeleteFunc(slices.Clone(all), func(name string) bool { return name == ssh.CipherChaCha20Poly1305 })
+	}
+	return all
 }
 
 // ServeConn implements gateway.SSHServer. Sessions that their users have detached
