@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -193,6 +194,43 @@ func TestBackgroundKilled(t *testing.T) {
 			forgetImages(t, n)
 		}
 	}
+}
+
+// Lists at the same moment, while runs end and begin, each tell of what runs all
+// the time.
+func TestListsAtOnce(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	n.killAtEnd(t)
+	const steady, brief = "zzzzz-dz642-000000000000001", "zzzzz-dz642-000000000000002"
+	if got := n.call(t, "", "--detach", "--sleep=1000s", steady); got.code != 0 {
+		t.Fatalf("%+v", got)
+	}
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range 10 {
+				got := n.call(t, `[{"StartTime":"2024-05-01T12:00:00Z","Price":0.0732}]`, "--list", "--stdin-prices")
+				rest, ok := strings.CutPrefix(got.stdout, steady+"\n")
+				if !ok || got.code != 0 || got.stderr != "" || rest != "" && rest != brief+"\n" && rest != brief+" stale\n" {
+					t.Errorf("%+v", got)
+				}
+			}
+		})
+	}
+	for range 5 {
+		n.call(t, "", "--detach", "--sleep=1000s", brief)
+		waitFor(t, "its end", func() bool { return n.call(t, "", "--kill", "15", brief).code == 0 })
+	}
+	wg.Wait()
+	if err := os.Remove(filepath.Join(n.locks(), "crunch-run-prices.json")); err != nil {
+		t.Error(err)
+	}
+	if got := n.call(t, "", "--kill", "15", steady); got.code != 0 {
+		t.Errorf("%+v", got)
+	}
+	n.gone(t)
+	n.removeEmptyLock(t, brief)
 }
 
 // Who starts a supervisor is killed at any moment. Then there is a supervisor,

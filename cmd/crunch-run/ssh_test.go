@@ -270,7 +270,10 @@ func TestCloudDispatcher(t *testing.T) {
 		t.Errorf("start again: %+v", got)
 	}
 	release(t, s.node)
-	waitFor(t, "an empty list", func() bool { return s.probe(t) == "" })
+	s.gone(t)
+	if out := s.probe(t); out != "" {
+		t.Errorf("listed %q", out)
+	}
 	record := c.container(t, first)
 	if record.State != arvados.StateComplete {
 		t.Fatalf("state %s", record.State)
@@ -317,7 +320,7 @@ func TestOneConnection(t *testing.T) {
 		t.Errorf("after the end of the connection, listed %q", out)
 	}
 	release(t, s.node)
-	waitFor(t, "an empty list", func() bool { return s.probe(t) == "" })
+	s.gone(t)
 	if state := c.container(t, uuid).State; state != arvados.StateComplete {
 		t.Errorf("state %s", state)
 	}
@@ -363,7 +366,7 @@ func TestLineBreaks(t *testing.T) {
 			if got := <-done; got.code == 0 {
 				t.Errorf("start: %+v", got)
 			}
-			waitFor(t, "an empty list", func() bool { return s.probe(t) == "" && !s.supervised(uuid) })
+			waitFor(t, "an empty list", func() bool { return s.list(t) == "" && !s.supervised(uuid) })
 			s.removeEmptyLock(t, uuid)
 			if state := c.container(t, uuid).State; state != arvados.StateLocked {
 				t.Errorf("state %s", state)
@@ -392,7 +395,7 @@ func TestLineBreaks(t *testing.T) {
 			t.Errorf("listed %q", out)
 		}
 		release(t, s.node)
-		waitFor(t, "an empty list", func() bool { return s.probe(t) == "" })
+		s.gone(t)
 		if state := c.container(t, uuid).State; state != arvados.StateComplete {
 			t.Errorf("state %s", state)
 		}
