@@ -52,9 +52,9 @@ type Node struct {
 	// CDIDirs hold CDI specifications, the last with the highest priority.
 	CDIDirs []string
 	Locks   lease.Dir
-	// Helper is a program, with arguments, that calls nvidia.Serve; the path of
-	// NVML ("" where the loader finds it) is added to them. HelperEnv is its
-	// environment.
+	// Helper is a program, with arguments, that calls nvidia.Serve; the driver's
+	// root and the path of NVML ("" where the loader finds it) are added to them.
+	// HelperEnv is its environment.
 	Helper    []string
 	HelperEnv []string
 }
@@ -80,17 +80,19 @@ func (n Node) Stack() device.Stack {
 	return device.CUDA
 }
 
-// Inventory finds what the node has of a stack. The helper, if there is one, is
-// to be closed.
+// Inventory finds what the node has of a stack, and what there is to say about
+// how. The helper, if there is one, is to be closed. The error is
+// device.ErrNone if the node has no GPU of the stack, and device.ErrNoDriver if
+// the driver does not work.
 func (n Node) Inventory(ctx context.Context, stack device.Stack) (device.Inventory, *nvidia.Helper, []string, error) {
 	if stack == device.ROCm {
 		inv, err := amd.Discover(n.Host)
-		return inv, nil, nil, err
+		return inv, nil, nil, n.explain(stack, err, nil)
 	}
 	notes := nvidia.Prepare(ctx, n.Host)
-	args := append(slices.Clone(n.Helper[1:]), nvidia.LibraryPath(n.Host))
+	args := append(slices.Clone(n.Helper[1:]), n.Host.Root, nvidia.LibraryPath(n.Host))
 	h, inv, err := nvidia.StartHelper(ctx, n.Helper[0], args, n.HelperEnv)
-	return inv, h, notes, err
+	return inv, h, notes, n.explain(stack, err, notes)
 }
 
 // Allocate chooses GPUs for a container and holds them. Errors are those of
@@ -110,7 +112,7 @@ func (n Node) Allocate(ctx context.Context, r device.Request, owner lease.Owner)
 	}()
 	g.inv, g.helper, g.notes, err = n.Inventory(ctx, r.Stack)
 	if err != nil {
-		return nil, n.explain(r.Stack, err, g.notes)
+		return nil, err
 	}
 	g.notes = append(g.notes, g.inv.Notes...)
 	if err := r.CheckDriver(g.inv); err != nil {

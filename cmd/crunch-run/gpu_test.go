@@ -302,6 +302,9 @@ func TestNodeWithoutWorkingGPUs(t *testing.T) {
 				t.Errorf("node marked as broken: %v", err == nil)
 			}
 			_ = os.Remove(filepath.Join(n.locks(), "crunch-run-broken"))
+			if name != "no library" && name != "NVML crashes" {
+				return
+			}
 			// Whoever needs no GPU does not care.
 			if res := n.local(t, "--image", busyboxImage(t), "--", "echo", "fine"); res.stdout != "fine\n" {
 				t.Errorf("a container without GPUs says %q", res.stdout)

@@ -46,7 +46,7 @@ func runGPUs(args []string, stdout, stderr io.Writer) int {
 	defer release()
 	all, err := inventories(ctx, site, stderr)
 	if err != nil {
-		return fail(stderr, 1, "crunch-run gpus: %v", err)
+		return fail(stderr, 1, "crunch-run gpus: this node has no usable GPU")
 	}
 	if *asJSON {
 		e := json.NewEncoder(stdout)
@@ -60,9 +60,8 @@ func runGPUs(args []string, stdout, stderr io.Writer) int {
 	return 0
 }
 
-// inventories are those of all stacks that the node has GPUs of. A node without
-// any has none; a stack whose driver fails is reported, and is an error if there
-// is no other.
+// inventories are those of all stacks that the node has GPUs of. A stack whose
+// driver fails is reported; it is an error if there is no other.
 func inventories(ctx context.Context, site config.Site, stderr io.Writer) (all []device.Inventory, err error) {
 	node := wire.GPUNode(site)
 	for _, stack := range []device.Stack{device.CUDA, device.ROCm} {
@@ -75,6 +74,9 @@ func inventories(ctx context.Context, site config.Site, stderr io.Writer) (all [
 		}
 		if err2 != nil {
 			err = errors.Join(err, fmt.Errorf("%s: %w", stack, err2))
+			if !errors.Is(err2, device.ErrNone) {
+				fmt.Fprintf(stderr, "%s: %v\n", stack, err2)
+			}
 			continue
 		}
 		all = append(all, inv)
@@ -111,14 +113,10 @@ func printInventories(w io.Writer, all []device.Inventory, locks lease.Dir) {
 // runNVML is the process that has NVIDIA's library loaded, a child of the
 // supervisor.
 func runNVML(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	if len(args) != 1 {
+	if len(args) != 2 {
 		return fail(stderr, 2, "crunch-run %s is started by crunch-run itself", wire.NVMLRole)
 	}
-	site, err := config.Load(config.Sources{Lookup: os.LookupEnv, Environ: os.Environ()})
-	if err != nil {
-		return fail(stderr, 1, "%v", err)
-	}
-	if err := nvidia.Serve(stdin, stdout, args[0], host.At(site.GPUDriverRoot)); err != nil {
+	if err := nvidia.Serve(stdin, stdout, args[1], host.At(args[0])); err != nil {
 		return fail(stderr, 1, "%v", err)
 	}
 	return 0

@@ -171,3 +171,15 @@ func TestCandidates(t *testing.T) {
 		t.Errorf("an empty node: %v", err)
 	}
 }
+
+func FuzzAssigned(f *testing.F) {
+	f.Add("0,GPU-1,MIG-GPU-6666-aaaa/2/0,7:1", false)
+	f.Add("-1", true)
+	inv := node(8, true)
+	f.Fuzz(func(t *testing.T, text string, ordinal bool) {
+		got, err := Assigned(inv, device.Assignment{Variable: "V", Devices: text, Ordinal: ordinal})
+		if err == nil && (len(got) == 0 || len(got) != strings.Count(text, ",")+1) {
+			t.Errorf("%q gives %s", text, List(got))
+		}
+	})
+}

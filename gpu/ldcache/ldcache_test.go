@@ -154,8 +154,13 @@ func TestHostileCaches(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	f.Add(realCache(f, "new"))
-	f.Add(realCache(f, "compat"))
+	small := Cache{HWCaps: []string{"x86-64-v3"}, Entries: []Entry{
+		{Name: "libcuda.so.1", Path: "/lib/libcuda.so.1", Flags: FlagX86_64},
+		{Name: "libm.so.6", Path: "/lib/glibc-hwcaps/x86-64-v3/libm.so.6", Flags: FlagX86_64, HWCap: hwcapsExtension},
+		{Name: "libm.so.6", Path: "/lib/libm.so.6", Flags: FlagX86_64},
+	}}
+	f.Add(small.Bytes())
+	f.Add(append([]byte(magicOld+"\x00\x00\x00\x00\x00"), small.Bytes()...))
 	f.Add([]byte(magicNew))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, err := Parse(data)

@@ -72,3 +72,15 @@ func TestCapabilitiesOf(t *testing.T) {
 		}
 	}
 }
+
+func FuzzCheckRequirements(f *testing.F) {
+	f.Add("cuda>=12.4 brand=tesla,driver>=470,driver<471")
+	f.Add("cuda>=,=,<>=!!")
+	inv := device.Inventory{Driver: "535.183.01", Version: "12.2"}
+	f.Fuzz(func(t *testing.T, text string) {
+		_, err := CheckRequirements([]string{"NVIDIA_REQUIRE_CUDA=" + text, "NVIDIA_DRIVER_CAPABILITIES=" + text}, inv, []device.Device{{Name: text, Target: text}})
+		if err != nil && !errors.Is(err, device.ErrUnsuitable) {
+			t.Error(err)
+		}
+	})
+}

@@ -16,7 +16,8 @@ import (
 )
 
 // NVMLRole is the first argument that makes this program the one that has
-// NVIDIA's library loaded (package nvidia); the second is where that is.
+// NVIDIA's library loaded (package nvidia); then come the root of the driver and
+// the path of the library.
 const NVMLRole = "gpu-nvml"
 
 // gpuLocks is the directory of GPU locks in that of the run locks.
