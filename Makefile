@@ -91,7 +91,7 @@ test-dispatchers: build-deps ## jobs under Slurm's own daemons, on a node made f
 .PHONY: soak
 soak: build-deps ## the long forms of the random and mass tests, all cells of the tables (about five minutes)
 	LOCALCLUSTER_TEST_STEPS=long CRUNCH_RUN_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m ./localcluster/...
-	CRUNCH_RUN_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m -run 'TestDispatch|TestCrowd|TestBridgeStarts' ./cmd/crunch-run/
+	CRUNCH_RUN_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m -run 'TestDispatch|TestCrowd|TestBridgeStarts|TestOpenSSH' ./cmd/crunch-run/
 	CRUNCH_RUN_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m ./oci/network/
 
 .PHONY: gpu-kit

@@ -4,6 +4,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"strings"
@@ -106,18 +109,22 @@ func TestLiveLogWhileSaving(t *testing.T) {
 	d := newDoor(t)
 	uuid := d.submit(t, d.image, sh("echo said; head -c 70000000 /dev/zero >large"), nil) // more than a block
 	e := &entered{door: d, uuid: uuid, request: d.requests[uuid]}
-	k := newKeepProxy(t, d.cluster)
+	target, err := url.Parse(d.keepURL)
+	if err != nil {
+		t.Fatal(err)
+	}
 	release := make(chan struct{})
-	inner := k.Config.Handler
-	k.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	proxy := httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target) }}
+	k := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodPut && r.ContentLength > 1<<20 {
 			select {
 			case <-release:
 			case <-r.Context().Done():
 			}
 		}
-		inner.ServeHTTP(w, r)
-	})
+		proxy.ServeHTTP(w, r)
+	}))
+	t.Cleanup(k.Close)
 	secret := d.local.GatewayAuthSecret(uuid)
 	e.supervisor = d.node.start(t, run{args: []string{uuid}, env: append(d.supervisorEnv(), "GatewayAuthSecret="+secret, "ARVADOS_KEEP_SERVICES="+k.URL)})
 	e.supervisor.stderr.mustSay(t, "copying \"large\"")
