@@ -374,7 +374,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 	settle := func(good func() bool) {
 		tick := time.NewTicker(5 * time.Millisecond)
 		defer tick.Stop()
-		for end := time.Now().Add(patience); !good() && time.Now().Before(end); {
+		for end := time.Now().Add(5 * patience); !good() && time.Now().Before(end); {
 			<-tick.C
 		}
 	}
