@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"crunch-oci/arvados"
+	"crunch-oci/cgroups/systemd"
 )
 
 func TestMaxRunTime(t *testing.T) {
@@ -137,6 +138,9 @@ func TestCgroupPlacement(t *testing.T) {
 			uuid := c.submit(t, image, sh(untilTold), nil)
 			p := n.start(t, run{args: append(tt.flags, uuid), env: append(c.supervisorEnv(), "CRUNCH_RUN_CGROUP_BASE="+tt.base)})
 			want := filepath.Join(tt.parent, uuid)
+			if name == "default" && systemd.Running() {
+				want = "/crunch.slice/crunch-run.slice/crunch-run-" + uuid + ".scope/container"
+			}
 			pid := ""
 			waitFor(t, "a program in the container", func() bool {
 				found, _ := filepath.Glob("/proc/[0-9]*/cgroup")
@@ -153,9 +157,11 @@ func TestCgroupPlacement(t *testing.T) {
 				t.Fatal(err)
 			}
 			c.finished(t, n, p, uuid, 0, arvados.StateComplete)
-			left, err := filepath.Glob("/sys/fs/cgroup/*" + want)
-			if err != nil || len(left) > 0 {
-				t.Errorf("cgroups left: %v %v", left, err)
+			for _, pattern := range []string{"/sys/fs/cgroup/*", "/sys/fs/cgroup"} {
+				left, err := filepath.Glob(pattern + want)
+				if err != nil || len(left) > 0 {
+					t.Errorf("cgroups left: %v %v", left, err)
+				}
 			}
 		})
 	}
