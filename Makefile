@@ -52,7 +52,7 @@ release: build-deps $(B)/sysroot/.complete ## build build/crunch-run for any x86
 	CGO_CFLAGS="$(CFLAGS) $(SYSROOT_FLAGS)" CGO_LDFLAGS="$(SYSROOT_FLAGS)" \
 	go build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS) -linkmode external -extldflags "$(SYSROOT_FLAGS)"' -o build/crunch-run ./cmd/crunch-run
 	scripts/check-binary.sh build/crunch-run
-	cp LICENSE LICENSES/LGPL-2.1.txt build/
+	cp LICENSE LICENSES/* build/
 
 $(B)/sysroot/.complete: scripts/sysroot.sh $(PC)/libseccomp.pc
 	scripts/sysroot.sh $(B)/sysroot
