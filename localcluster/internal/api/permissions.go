@@ -34,10 +34,10 @@ var levels = map[string]level{"can_read": canRead, "can_write": canWrite, "can_m
 // users.
 const reachSQL = `WITH RECURSIVE reach(uuid, level) AS (
 	VALUES (?, 3), (?, 3)
-	UNION SELECT g.uuid, reach.level FROM groups g JOIN reach ON g.owner_uuid = reach.uuid
+	UNION SELECT g.uuid, reach.level FROM reach CROSS JOIN groups g ON g.owner_uuid = reach.uuid
 		WHERE g.group_class = 'project'
 	UNION SELECT l.head_uuid, min(reach.level, CASE l.name WHEN 'can_manage' THEN 3 WHEN 'can_write' THEN 2 ELSE 1 END)
-		FROM links l JOIN reach ON l.tail_uuid = reach.uuid
+		FROM reach CROSS JOIN links l ON l.tail_uuid = reach.uuid
 		WHERE l.link_class = 'permission')
 	SELECT uuid FROM reach WHERE level >= ?`
 
@@ -51,13 +51,13 @@ func (s *Server) allUsers() string { return s.cfg.ClusterID + "-j7d0g-ffffffffff
 
 // belowSQL selects projects in the one in its parameter, at any depth, and itself.
 const belowSQL = `WITH RECURSIVE below(uuid) AS (VALUES (?) UNION
-	SELECT g.uuid FROM groups g JOIN below ON g.owner_uuid = below.uuid WHERE g.group_class = 'project')
+	SELECT g.uuid FROM below CROSS JOIN groups g ON g.owner_uuid = below.uuid WHERE g.group_class = 'project')
 	SELECT uuid FROM below`
 
 // goneSQL selects the groups in the trash at the time in its parameter, and all
 // projects in them: what they own is in the trash with them.
 const goneSQL = `WITH RECURSIVE gone(uuid) AS (SELECT uuid FROM groups WHERE trash_at <= ?
-	UNION SELECT g.uuid FROM groups g JOIN gone ON g.owner_uuid = gone.uuid)
+	UNION SELECT g.uuid FROM gone CROSS JOIN groups g ON g.owner_uuid = gone.uuid)
 	SELECT uuid FROM gone`
 
 // notGone holds for records that are in no trashed project.

@@ -156,7 +156,7 @@ func (s *Server) Sweep(ctx context.Context) error {
 // expiredSQL selects the groups whose time in the trash is over, and all
 // projects in them.
 const expiredSQL = `WITH RECURSIVE expired(uuid) AS (SELECT uuid FROM groups WHERE delete_at <= ?
-	UNION SELECT g.uuid FROM groups g JOIN expired ON g.owner_uuid = expired.uuid)
+	UNION SELECT g.uuid FROM expired CROSS JOIN groups g ON g.owner_uuid = expired.uuid)
 	SELECT uuid FROM expired`
 
 // removeExpired deletes collections, and projects with all that is in them. Who

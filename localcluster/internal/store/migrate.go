@@ -11,6 +11,7 @@ import (
 var migrations = []string{
 	schema1,
 	schema2,
+	schema3,
 }
 
 const schema1 = `
@@ -105,6 +106,12 @@ const schema2 = `
 ALTER TABLE containers ADD COLUMN secret_mounts_md5 TEXT;
 CREATE INDEX containers_reuse ON containers (container_image, command, state);
 CREATE INDEX links_permission ON links (tail_uuid) WHERE link_class = 'permission';
+`
+
+// schema3 is for many projects.
+const schema3 = `
+CREATE INDEX groups_owner ON groups (owner_uuid);
+CREATE INDEX groups_trash ON groups (trash_at) WHERE trash_at IS NOT NULL;
 `
 
 // ErrNewer is returned (wrapped) by Open for a database of a newer program.
