@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"crunch-oci/gpu/gputest"
 )
 
 // repository is the top of the source tree.
@@ -145,6 +147,7 @@ func newRig(t *testing.T, suites []suite) *rig {
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("go build probe: %v\n%s", err, out)
 		}
+		gputest.Compile(t, programs)
 		busybox := filepath.Join(repository, ".build/busybox.tar")
 		if _, err := os.Stat(busybox); err != nil {
 			command(t, filepath.Join(repository, "scripts/busybox-image.sh"), busybox)

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"syscall"
 	"testing"
 
+	"crunch-oci/cgroups/systemd"
 	"crunch-oci/gpu/gputest"
 )
 
@@ -132,6 +134,33 @@ func TestGPUsAreNotShared(t *testing.T) {
 	last := n.local(t, "--image", image, "--gpus", "4", "--", "sh", "-c", "ls /dev/nvidia[0-9] | wc -l")
 	if strings.TrimSpace(last.stdout) != "4" {
 		t.Errorf("after a kill the next container has %q GPUs", last.stdout)
+	}
+}
+
+// When systemd is told to reload its units it writes device rules anew, those of
+// its own units; a container's GPUs stay, and the others stay closed.
+func TestGPUsAfterDaemonReload(t *testing.T) {
+	if !systemd.Running() {
+		t.Skip("systemd is not PID 1 here; vmtest runs this where it is")
+	}
+	n, _ := newGPUNode(t)
+	p := n.start(t, run{
+		args: []string{"local", "--image", gpuImage(t, nil), "--gpus", "1", "--", "sh", "-c", "i=0; while i=$((i+1)); do gpuprobe /dev/nvidia0 195:1; echo try $i; sleep 0.2; done"},
+		env:  []string{"CRUNCH_RUN_CGROUP_BASE="},
+	})
+	for range 5 {
+		if out, err := exec.Command("systemctl", "daemon-reload").CombinedOutput(); err != nil {
+			t.Fatalf("daemon-reload: %v: %s", err, out)
+		}
+		p.stdout.mustSay(t, fmt.Sprintf("try %d\n", strings.Count(p.stdout.String(), "try ")+2))
+	}
+	p.signal(t, syscall.SIGINT)
+	p.wait(t)
+	tries := strings.Count(p.stdout.String(), "try ")
+	allowed := strings.Count(p.stdout.String(), "open /dev/nvidia0: No such device or address\n")
+	denied := strings.Count(p.stdout.String(), "open 195:1: Operation not permitted\n")
+	if tries < 10 || allowed < tries || denied < tries {
+		t.Errorf("of %d tries its own GPU could be opened in %d, and another was denied in %d:\n%s", tries, allowed, denied, p.stdout.String())
 	}
 }
 

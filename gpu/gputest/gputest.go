@@ -57,14 +57,11 @@ func New(t testing.TB, gpus int) *Tree {
 	d := &Tree{t, t.TempDir(), gpus}
 	d.Conf("count", fmt.Sprint(gpus))
 	d.install(LibDir+"/libnvidia-ml.so."+Version, compiled(t, "nvml"))
-	for _, name := range []string{
-		"libcuda", "libnvidia-ptxjitcompiler", "libnvidia-nvvm", "libnvidia-gpucomp", "libnvidia-opencl", "libnvidia-cfg",
-	} {
+	// libGLX_nvidia is for graphics, which containers do not get; 470.1 an older
+	// driver's, which was left behind.
+	for _, name := range libraries {
 		d.install(LibDir+"/"+name+".so."+Version, compiled(t, name))
 	}
-	// A library for graphics, which containers do not get, one of an older
-	// driver, and what programs are linked with.
-	d.install(LibDir+"/libGLX_nvidia.so."+Version, compiled(t, "libGLX_nvidia"))
 	d.install(LibDir+"/libcuda.so.470.1", compiled(t, "libcuda"))
 	d.Link(LibDir+"/libcuda.so.1", "libcuda.so."+Version)
 	d.Link(LibDir+"/libnvidia-ml.so.1", "libnvidia-ml.so."+Version)
@@ -182,6 +179,28 @@ func OldLibc(t testing.TB, version string) []byte {
 	return Library(t, "libc.so.6", "int f(void) { return 0; }", "-nostdlib", "-Wl,--version-script="+script)
 }
 
+// ProgramsVariable names a directory with what has been compiled already, for
+// machines without a compiler; Compile puts it there.
+const ProgramsVariable = "CRUNCH_RUN_TEST_PROGRAMS"
+
+const prefix = "gpu-"
+
+// libraries are those of the driver beside NVML.
+var libraries = []string{
+	"libcuda", "libnvidia-ptxjitcompiler", "libnvidia-nvvm", "libnvidia-gpucomp", "libnvidia-opencl", "libnvidia-cfg",
+	"libGLX_nvidia",
+}
+
+// Compile puts everything that a Tree is made of into a directory.
+func Compile(t testing.TB, dir string) {
+	t.Helper()
+	for _, name := range append([]string{"nvml", "probe", "modprobe"}, libraries...) {
+		if err := os.WriteFile(filepath.Join(dir, prefix+name), compiled(t, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 var (
 	compileMu sync.Mutex
 	compiles  = make(map[string][]byte)
@@ -200,6 +219,14 @@ func compiled(t testing.TB, name string) []byte {
 	compileMu.Lock()
 	defer compileMu.Unlock()
 	if data, ok := compiles[name]; ok {
+		return data
+	}
+	if dir := os.Getenv(ProgramsVariable); dir != "" {
+		data, err := os.ReadFile(filepath.Join(dir, prefix+name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		compiles[name] = data
 		return data
 	}
 	var data []byte
