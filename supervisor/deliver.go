@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"time"
 
 	"crunch-oci/arvados"
@@ -270,7 +269,7 @@ func (r *run) sendFinal(ctx context.Context, logPDH, output string) error {
 		}
 		return err
 	})
-	if arvados.IsStatus(err, http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusUnprocessableEntity) {
+	if arvados.IsStatus(err, 401, 403, 404, 422) {
 		err = r.whoEndedIt(ctx, err)
 	}
 	return r.closeDelivery(err)
