@@ -62,8 +62,8 @@ func (s *Store) roomFor(ctx context.Context, layers []archive.Layer, p *meter) e
 	if need == 0 {
 		return nil
 	}
-	if limit := s.o.Budget.Bytes; limit > 0 && need > limit {
-		return fmt.Errorf("%w: an image of %s", s.overBudget(), humanBytes(need))
+	if limit := s.o.MaxImage.Bytes; limit > 0 && need > limit {
+		return fmt.Errorf("%w: an image of %s", s.tooLarge(), humanBytes(need))
 	}
 	if err := s.makeRoom(ctx, need); err != nil {
 		return err
@@ -78,10 +78,10 @@ func (s *Store) roomFor(ctx context.Context, layers []archive.Layer, p *meter) e
 	return nil
 }
 
-// overBudget is an ErrLimit: the budget is the site's word on how large images
-// may be.
-func (s *Store) overBudget() error {
-	return fmt.Errorf("%w: the image store's budget is %s (see crunch-run check: store-budget, store-inodes)", ErrLimit, s.o.Budget)
+// tooLarge is an ErrLimit: the limit is the site's word on how large images may
+// be, and no property of this node.
+func (s *Store) tooLarge() error {
+	return fmt.Errorf("%w: an image may take %s here (store-budget and store-inodes, see crunch-run check)", ErrLimit, s.o.MaxImage)
 }
 
 // affordable fails if an unpacked image takes more than the store may.
@@ -94,27 +94,27 @@ func (s *Store) affordable(uses []*use) error {
 		}
 		sum.add(f.size())
 	}
-	if sum.exceeds(s.o.Budget) {
-		return fmt.Errorf("%w: the image takes %s", s.overBudget(), sum)
+	if sum.exceeds(s.o.MaxImage) {
+		return fmt.Errorf("%w: this one takes %s", s.tooLarge(), sum)
 	}
 	return nil
 }
 
-// bounds gives the limits of one layer: what the options and the budget say, and
-// not more bytes than fit. why, if not nil, is what a layer.SizeError would be
+// bounds gives the limits of one layer: what the options say, and not more bytes
+// than fit. why, if not nil, is what a layer.SizeError would be
 // for. Inodes that the file system lacks are not counted beforehand: entries
 // that replace one another take only one, and the kernel says when there are
 // none left.
 func (s *Store) bounds() (o layer.Options, why, err error) {
 	o = s.o.Layer
-	if n := s.o.Budget.Inodes; n > 0 {
+	if n := s.o.MaxImage.Inodes; n > 0 {
 		if o.MaxEntries == 0 {
 			o.MaxEntries = layer.DefaultMaxEntries
 		}
 		o.MaxEntries = min(o.MaxEntries, n)
 	}
-	if n := s.o.Budget.Bytes; n > 0 && (o.MaxBytes == 0 || n < o.MaxBytes) {
-		o.MaxBytes, why = n, s.overBudget()
+	if n := s.o.MaxImage.Bytes; n > 0 && (o.MaxBytes == 0 || n < o.MaxBytes) {
+		o.MaxBytes, why = n, s.tooLarge()
 	}
 	sp, err := s.space()
 	if err != nil {

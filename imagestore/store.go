@@ -69,9 +69,11 @@ type Options struct {
 	Layer layer.Options
 	// Budget is what the store may take, counted as Amount says; the zero value
 	// is no limit. When an image has been unpacked, those that were used least
-	// recently are removed until the rest fits; what is in use stays. An image
-	// that alone is larger is refused with ErrLimit.
+	// recently are removed until the rest fits; what is in use stays.
 	Budget Amount
+	// MaxImage is what one image may take; the zero value is no limit. A larger
+	// one is refused with ErrLimit, before it has filled the disk.
+	MaxImage Amount
 	// Warn, if not nil, gets a line about what is wrong with the store and does
 	// not stop this user of it; until Close, and from any goroutine.
 	Warn func(string)

@@ -64,8 +64,7 @@ func TestDiskFull(t *testing.T) {
 	run := func(t *testing.T, uuid string, flags ...string) (stderr string) {
 		script := `mount -t tmpfs -o size=3m tmpfs "$CRUNCH_RUN_STORE_DIR" && exec "$0" "$@"`
 		cmd := exec.Command("unshare", append([]string{"-m", "sh", "-c", script, program}, append(flags, uuid)...)...)
-		// What does not fit into the budget is the image's fault, not the node's.
-		cmd.Env = append(append(append(cleanEnv(), n.settings()...), c.supervisorEnv()...), "CRUNCH_RUN_STORE_BUDGET=1GiB")
+		cmd.Env = append(append(cleanEnv(), n.settings()...), c.supervisorEnv()...)
 		var out bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &out
 		if err := cmd.Run(); cmd.ProcessState == nil || cmd.ProcessState.ExitCode() != 1 {

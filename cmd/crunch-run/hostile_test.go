@@ -122,7 +122,7 @@ func TestDamagedImagesInKeep(t *testing.T) {
 	wrong := layeredImage(t)
 	all := append(damages(t),
 		damage{name: "another image", data: wrong.dockerSave(), says: m.id()},
-		damage{name: "byte flipped in the configuration", data: flipped(m.dockerSave(), bytes.LastIndex(m.dockerSave(), []byte("FROM_IMAGE=yes"))), says: "the configuration"},
+		damage{name: "byte flipped in the configuration", data: flipped(m.dockerSave(), bytes.Index(m.dockerSave(), m.configDocument())+bytes.Index(m.configDocument(), []byte("FROM_IMAGE=yes"))), says: "the configuration"},
 	)
 	for _, d := range all {
 		t.Run(d.name, func(t *testing.T) {

@@ -104,7 +104,7 @@ type setting struct {
 var settings = []setting{
 	dirSetting("store-dir", "directory of the image store", "/var/lib/crunch-run", func(s *Site) *string { return &s.StoreDir }),
 	{
-		"store-budget", "size the image store may grow to: bytes, a size such as 50GiB, or a percentage of its file system; images not in use are removed, the least recently used first, and larger ones are refused", "50%",
+		"store-budget", "size the image store may grow to: bytes, a size such as 50GiB, or a percentage of its file system; images not in use are removed, the least recently used first; an image larger than a given size is refused", "50%",
 		func(s *Site, text string) (err error) { s.StoreBudget, err = parseAmount(text); return },
 		func(s *Site) string { return s.StoreBudget.String() },
 	},

@@ -14,8 +14,18 @@ func OpenStore(site config.Site, warn func(string)) (*imagestore.Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	budget := imagestore.Amount{Bytes: site.StoreBudget.Of(capacity.Bytes), Inodes: site.StoreInodes.Of(capacity.Inodes)}
+	// A size is what the site wants; a percentage says something about this node,
+	// and an image that is too large for it may run on another.
+	var limit imagestore.Amount
+	if site.StoreBudget.Percent == 0 {
+		limit.Bytes = budget.Bytes
+	}
+	if site.StoreInodes.Percent == 0 {
+		limit.Inodes = budget.Inodes
+	}
 	return imagestore.Open(site.StoreDir, imagestore.Options{
-		Budget: imagestore.Amount{Bytes: site.StoreBudget.Of(capacity.Bytes), Inodes: site.StoreInodes.Of(capacity.Inodes)},
+		Budget: budget, MaxImage: limit,
 		Warn: func(text string) {
 			const prefix = "image store: "
 			warn(prefix + strings.TrimPrefix(text, prefix))
