@@ -446,7 +446,14 @@ func TestNewestTunnel(t *testing.T) {
 	newer := tunnelled(t, c, srv, hello("newer"))
 	eventually(t, "newer", ask)
 	older.Close()
-	<-older.CloseChan()
+	eventually(t, "true", func() string { // the controller has noticed
+		rest := int64(DefaultMaxTunnels - 1)
+		if !c.long.TryAcquire(rest) {
+			return "false"
+		}
+		c.long.Release(rest)
+		return "true"
+	})
 	if got := ask(); got != "newer" {
 		t.Errorf("%q", got)
 	}
