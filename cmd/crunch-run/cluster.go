@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 
 	"crunch-oci/arvados"
@@ -44,6 +45,9 @@ Options:
                       dispatchers). Needs root. A container that waits for its
                       own child requests takes none of the N places. Supervisors
                       get the settings of this process (CRUNCH_RUN_* variables)
+  --shell-access WHO  who gets shells in running containers: user (default; in
+                      those that all of whose requests are the user's), admin
+                      (administrators only), none
 
 The first Ctrl-C stops running containers and saves what there is; containers
 that have not begun go back to the queue. The second gives up.
@@ -56,6 +60,7 @@ func runCluster(args []string, stdout, stderr io.Writer) int {
 	dir := fs.String("dir", "", "")
 	listen := fs.String("listen", "127.0.0.1:0", "")
 	slots := fs.Int("dispatch", 0, "")
+	who := fs.String("shell-access", "user", "")
 	switch err := fs.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		fmt.Fprint(stdout, clusterUsage)
@@ -64,6 +69,8 @@ func runCluster(args []string, stdout, stderr io.Writer) int {
 		return fail(stderr, 2, "crunch-run cluster: %v (try -h)", err)
 	case *dir == "" || fs.NArg() > 0:
 		return fail(stderr, 2, "crunch-run cluster: --dir DIR is needed, and no other argument (try -h)")
+	case !slices.Contains([]string{"user", "admin", "none"}, *who):
+		return fail(stderr, 2, "crunch-run cluster: --shell-access %q must be user, admin or none (try -h)", *who)
 	case *slots < 0:
 		return fail(stderr, 2, "crunch-run cluster: --dispatch %d: how many containers at a time? (try -h)", *slots)
 	case *slots > 0 && os.Geteuid() != 0:
@@ -81,7 +88,7 @@ func runCluster(args []string, stdout, stderr io.Writer) int {
 			log.Error("cannot release the bridge", "error", err)
 		}
 	}()
-	o := localcluster.Options{Dir: *dir, Listen: *listen, Log: log}
+	o := localcluster.Options{Dir: *dir, Listen: *listen, Log: log, ShellAccess: &localcluster.ShellAccess{Admin: *who != "none", User: *who == "user"}}
 	if held.Host != "" {
 		o.AlsoListen = []string{held.Host}
 	}

@@ -172,3 +172,31 @@ func toAddress(address string) func(context.Context, string, string) (net.Conn, 
 		return new(net.Dialer).DialContext(ctx, "tcp", address)
 	}
 }
+
+// Who gets shells is a setting of the embedded cluster.
+func TestShellAccess(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	for who, want := range map[string][2]bool{"": {true, true}, "user": {true, true}, "admin": {true, false}, "none": {false, false}} {
+		args := []string{"cluster", "--dir", filepath.Join(n.dir, "cluster")}
+		if who != "" {
+			args = append(args, "--shell-access", who)
+		}
+		p := n.start(t, run{args: args, env: []string{"CRUNCH_RUN_STORE_DIR="}})
+		c := connectCluster(t, p)
+		var config struct {
+			Containers struct{ ShellAccess struct{ Admin, User bool } }
+		}
+		if err := c.user.Call(t.Context(), http.MethodGet, "config", nil, &config); err != nil {
+			t.Fatal(err)
+		}
+		if a := config.Containers.ShellAccess; a.Admin != want[0] || a.User != want[1] {
+			t.Errorf("--shell-access %s: %+v", who, a)
+		}
+		p.signal(t, syscall.SIGTERM)
+		p.wait(t)
+	}
+	if r := n.run(t, "cluster", "--dir", n.dir, "--shell-access", "everybody"); r.code != 2 {
+		t.Errorf("a value that is none: %d %s", r.code, r.stderr)
+	}
+}

@@ -17,6 +17,10 @@ import (
 // bytes: enough for the tar index of an image and for reading ahead.
 const cacheSize = 4 * keep.MaxBlockSize
 
+// logCacheSize is that of the dispatcher's account, with which nothing is read
+// but the stored part of the log, by those who follow it.
+const logCacheSize = 2 * keep.MaxBlockSize
+
 // KeepRetries is the number of rounds over the Keep services after the first
 // (spec: keep section 9).
 const KeepRetries = 10
@@ -92,9 +96,9 @@ type account struct {
 	blocks *keep.Cache
 }
 
-// newAccount makes an account with a token. New blocks get the storage classes,
-// or the cluster's default ones.
-func (f *clusterFacts) newAccount(api *arvados.Client, token string, classes []string) (*account, error) {
+// newAccount makes an account with a token, and a cache of so many bytes. New
+// blocks get the storage classes, or the cluster's default ones.
+func (f *clusterFacts) newAccount(api *arvados.Client, token string, classes []string, cache int64) (*account, error) {
 	client, err := keep.NewClient(keep.ClientConfig{
 		Services: f.services, Token: token, Retries: f.retries, TLS: f.tls,
 		DefaultReplication: f.replication, StorageClasses: classes, DefaultStorageClasses: f.classes,
@@ -102,7 +106,7 @@ func (f *clusterFacts) newAccount(api *arvados.Client, token string, classes []s
 	if err != nil {
 		return nil, err
 	}
-	return &account{api: api.WithToken(token), client: client, blocks: keep.NewCache(client, cacheSize)}, nil
+	return &account{api: api.WithToken(token), client: client, blocks: keep.NewCache(client, cache)}, nil
 }
 
 func (a *account) close() error { return errors.Join(a.blocks.Close(), a.client.Close()) }

@@ -19,7 +19,7 @@ func Connect(ctx context.Context, cfg arvados.Config, keepRetries int) (*arvados
 		api.Close()
 		return nil, nil, nil, err
 	}
-	a, err := facts.newAccount(api, cfg.Token, nil)
+	a, err := facts.newAccount(api, cfg.Token, nil, cacheSize)
 	if err != nil {
 		api.Close()
 		return nil, nil, nil, err

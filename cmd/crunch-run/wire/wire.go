@@ -75,7 +75,7 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 	if err != nil {
 		return err
 	}
-	dispatcher, err := facts.newAccount(api, j.Cluster.Token, nil)
+	dispatcher, err := facts.newAccount(api, j.Cluster.Token, nil, logCacheSize)
 	if err != nil {
 		return err
 	}
@@ -144,7 +144,7 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 			// They hold for the log as well (spec: lifecycle section 1). None of
 			// it has been saved before.
 			files.SetWriteOptions(keep.WriteOptions{StorageClasses: classes})
-			account, err := facts.newAccount(api, token, classes)
+			account, err := facts.newAccount(api, token, classes, cacheSize)
 			if err != nil {
 				return nil, err
 			}
