@@ -123,7 +123,7 @@ func migDevice(index, gi int, memory uint64) *mock.Device {
 }
 
 // node is a machine of which the driver is a tree.
-func node(t *testing.T, machine string, driver *gputest.Tree) gpu.Node {
+func node(t testing.TB, machine string, driver *gputest.Tree) gpu.Node {
 	t.Helper()
 	return gpu.Node{
 		Mode: gpu.ModeAuto, Host: host.At(driver.Root), Locks: lease.Dir(filepath.Join(t.TempDir(), "locks")),
@@ -134,7 +134,7 @@ func node(t *testing.T, machine string, driver *gputest.Tree) gpu.Node {
 
 // image is a root directory, and a specification as package oci makes it, in
 // short.
-func image(t *testing.T, env ...string) (string, *specs.Spec) {
+func image(t testing.TB, env ...string) (string, *specs.Spec) {
 	t.Helper()
 	root := t.TempDir()
 	if err := os.MkdirAll(filepath.Join(root, "etc"), 0o755); err != nil {
@@ -434,5 +434,25 @@ func TestInventoryIsJSON(t *testing.T) {
 	text, err := json.Marshal(inv)
 	if err != nil || len(inv.Devices) != 11 || !strings.Contains(string(text), `"instance":{"index":3,"parent":"GPU-00000000-0000-0000-0000-000000000000","gpu_instance":6,"compute_instance":0}`) {
 		t.Errorf("%s, %v", text, err)
+	}
+}
+
+// BenchmarkStart is what GPUs add to the start of a container: finding, choosing
+// and giving them, with a driver that answers at once.
+func BenchmarkStart(b *testing.B) {
+	driver := gputest.New(b, 8)
+	n := node(b, "dgxa100", driver)
+	for b.Loop() {
+		g, err := n.Allocate(b.Context(), cuda(2), lease.Owner{UUID: "container"})
+		if err != nil {
+			b.Fatal(err)
+		}
+		root, spec := image(b)
+		if _, err := g.Give(spec, root); err != nil {
+			b.Fatal(err)
+		}
+		if err := g.Release(); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

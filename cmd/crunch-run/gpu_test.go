@@ -294,6 +294,39 @@ func TestAMDGPUs(t *testing.T) {
 	}
 }
 
+// On a cluster the record says what is wanted, and is told of errors. What the
+// node does not meet puts the container back into the queue.
+func TestGPUsOnCluster(t *testing.T) {
+	t.Parallel()
+	n, driver := newGPUNode(t)
+	c := startCluster(t, n)
+	image := c.storeTools(t)
+	wants := func(capability string) attrs {
+		return attrs{"runtime_constraints": attrs{"vcpus": 1, "ram": 256 << 20, "gpu": attrs{
+			"stack": "cuda", "device_count": 1, "driver_version": "12.4", "hardware_target": []string{capability}, "vram": 40 << 30,
+		}}}
+	}
+	uuid := c.submit(t, image, sh("ls /dev/nvidia[0-9]; while ! [ -e /out/stop ]; do sleep 0.1; done"), wants("8.0"))
+	p := c.supervise(t, n, uuid)
+	p.stderr.mustSay(t, "Waiting for container to finish")
+	driver.FailWithXID(0, 48)
+	waitFor(t, "the error in the record", func() bool { return len(c.container(t, uuid).RuntimeStatus) > 0 })
+	if status := fmt.Sprint(c.container(t, uuid).RuntimeStatus); !strings.Contains(status, "GPU error: XID 48") || !strings.Contains(status, "GPU 0 (GPU-00000000-0000-0000-0000-000000000000): XID 48") {
+		t.Errorf("runtime_status %s", status)
+	}
+	p.signal(t, syscall.SIGTERM)
+	record := c.finished(t, n, p, uuid, 0, "Cancelled")
+	if out := c.log(t, record, "stdout.txt"); !strings.HasSuffix(out, " /dev/nvidia0\n") {
+		t.Errorf("stdout.txt %q", out)
+	}
+
+	uuid = c.submit(t, image, sh("true"), wants("9.0"))
+	record = c.finished(t, n, c.supervise(t, n, uuid), uuid, 1, "Queued")
+	if text := c.log(t, record, "crunch-run.txt"); !strings.Contains(text, "GPU 0 (Stand-in A100) has compute capability 8.0, 9.0 is asked for") {
+		t.Errorf("crunch-run.txt:\n%s", text)
+	}
+}
+
 // A node that cannot do it says why, in one sentence.
 func TestNodeWithoutWorkingGPUs(t *testing.T) {
 	t.Parallel()

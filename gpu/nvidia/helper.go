@@ -156,6 +156,12 @@ func (h *Helper) dispatch() {
 			h.tell(m)
 		}
 	}
+	h.mu.Lock()
+	lost := h.onNote != nil && !h.closed
+	h.mu.Unlock()
+	if lost {
+		h.onNote("the process that asks the NVIDIA driver has ended: there are no more statistics of the GPUs, and their errors are not reported" + h.stderr.String())
+	}
 }
 
 // maxEarly bounds what is kept of what nobody has asked for.

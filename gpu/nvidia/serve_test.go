@@ -236,6 +236,30 @@ func TestDriverHangs(t *testing.T) {
 	h.Close() // ends it all the same
 }
 
+// When the library crashes in the middle that is said, once.
+func TestDriverCrashesLater(t *testing.T) {
+	driver := gputest.New(t, 1)
+	h, inv, err := start(t, "stand-in", driver.Root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	notes := make(chan string, 10)
+	if err := h.Watch(inv.Devices, func(device.Event) {}, func(n string) { notes <- n }); err != nil {
+		t.Fatal(err)
+	}
+	driver.File(gputest.LibDir+"/standin.crash", "")
+	if s := h.Sample(); s != nil {
+		t.Errorf("%+v", s)
+	}
+	if note := <-notes; !strings.Contains(note, "has ended: there are no more statistics") || !strings.Contains(note, "SIGABRT") {
+		t.Errorf("note %q", note)
+	}
+	h.Close()
+	if len(notes) > 0 {
+		t.Errorf("also %q", <-notes)
+	}
+}
+
 // After its process is gone a helper has no answers, and does not wait for any.
 func TestHelperDies(t *testing.T) {
 	h, inv, err := start(t, "pairs", "/")
