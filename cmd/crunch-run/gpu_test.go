@@ -327,6 +327,29 @@ func TestGPUsOnCluster(t *testing.T) {
 	}
 }
 
+// "crunch-run check" asks the driver as the start of a container does.
+func TestCheckOfGPUs(t *testing.T) {
+	t.Parallel()
+	n, driver := newGPUNode(t)
+	look := func() string {
+		// The whole is bounded; on a busy machine that is not enough.
+		out := n.run(t, "check", "--timeout", "1m").stdout
+		for line := range strings.Lines(out) {
+			if strings.Contains(line, " GPU ") {
+				return line
+			}
+		}
+		return out
+	}
+	if line := look(); !strings.Contains(line, "cuda: 4 Stand-in A100, driver 550.54.15 (12.4)") && !strings.Contains(line, "has not answered") {
+		t.Errorf("check says %q", line)
+	}
+	driver.Conf("init", "18")
+	if line := look(); !strings.Contains(line, "have different versions: reboot the node") && !strings.Contains(line, "has not answered") {
+		t.Errorf("check says %q", line)
+	}
+}
+
 // A node that cannot do it says why, in one sentence.
 func TestNodeWithoutWorkingGPUs(t *testing.T) {
 	t.Parallel()

@@ -5,6 +5,7 @@ package choose
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -124,6 +125,25 @@ func List(devices []device.Device) string {
 		names[i] = d.Label()
 	}
 	return strings.Join(names, ", ")
+}
+
+// Summary counts devices by name: "4 NVIDIA A100, 2 NVIDIA A100 MIG 1g.5gb". GPUs
+// that are split up are counted by their instances.
+func Summary(devices []device.Device) string {
+	counts := make(map[string]int)
+	for _, d := range devices {
+		if !d.MIGMode || d.Instance != nil {
+			counts[d.Name]++
+		}
+	}
+	var said []string
+	for _, name := range slices.Sorted(maps.Keys(counts)) {
+		said = append(said, fmt.Sprintf("%d %s", counts[name], name))
+	}
+	if len(said) == 0 {
+		return "no GPU"
+	}
+	return strings.Join(said, ", ")
 }
 
 // Candidates are the devices of a node that a request could be given: whole

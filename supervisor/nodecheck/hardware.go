@@ -1,59 +1,43 @@
 package nodecheck
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// vendors of GPUs by PCI vendor id, and how to see whether their driver works.
-var vendors = []struct{ id, name, driver, device, advice string }{
-	{"0x10de", "NVIDIA", "/proc/driver/nvidia/version", "/dev/nvidiactl", "install the NVIDIA driver, and run nvidia-modprobe (or nvidia-smi) once after each boot"},
-	{"0x1002", "AMD", "/sys/module/amdgpu", "/dev/kfd", "load the amdgpu module of a kernel with CONFIG_HSA_AMD"},
-}
+// gpuPatience leaves the whole its two seconds: a driver that first has to start
+// its GPUs takes longer than that.
+const gpuPatience = time.Second
 
-// gpus looks for devices on the PCI bus whose driver is missing.
+// gpus asks for the GPUs as the start of a container does.
 func gpus(c *checker) {
-	if c.SiteErr == nil && c.Site.GPU == "off" {
+	switch {
+	case c.SiteErr == nil && c.Site.GPU == "off":
 		c.note("off (gpu: off)")
 		return
+	case c.GPUs == nil:
+		c.note("not looked for")
+		return
 	}
-	paths, _ := filepath.Glob("/sys/bus/pci/devices/*/vendor")
-	found := make(map[string]int)
-	for _, p := range paths {
-		class := readWord(filepath.Join(filepath.Dir(p), "class"))
-		if strings.HasPrefix(class, "0x03") || strings.HasPrefix(class, "0x12") { // display, accelerator
-			found[readWord(p)]++
-		}
+	ctx, cancel := context.WithTimeout(c.ctx, gpuPatience)
+	defer cancel()
+	kinds, err := c.GPUs(ctx)
+	for _, k := range kinds {
+		c.ok("%s", k)
 	}
-	some := false
-	for _, v := range vendors {
-		n := found[v.id]
-		_, driverErr := os.Stat(v.driver)
-		_, deviceErr := os.Stat(v.device)
-		switch {
-		case n == 0 && driverErr != nil:
-			continue
-		case driverErr != nil:
-			c.warn(v.advice, "%s from %s without a driver (%s is missing)", plural(n, "device"), v.name, v.driver)
-		case deviceErr != nil:
-			c.warn(v.advice, "%s driver without %s", v.name, v.device)
-		default:
-			c.ok("%s driver, %s", v.name, plural(n, "device"))
-		}
-		some = true
-	}
-	if !some {
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		c.warn("see whether nvidia-smi answers; in persistence mode (nvidia-persistenced) it does at once", "the driver has not answered within %s", gpuPatience)
+	case err != nil:
+		c.warn("containers with GPUs are put back into the queue until this is repaired; see doc/gpu.md", "%v", err)
+	case len(kinds) == 0:
 		c.note("none")
 	}
-}
-
-func readWord(path string) string {
-	text, _ := os.ReadFile(path)
-	return strings.TrimSpace(string(text))
 }
 
 // programYear is a year that has come when this was written: no right clock is

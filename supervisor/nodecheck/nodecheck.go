@@ -28,6 +28,9 @@ type Options struct {
 	// Trial runs the program /true of a root directory in a container with every
 	// limit, and returns which limits are not enforced.
 	Trial func(ctx context.Context, rootfs string) (warnings []string, err error)
+	// GPUs describes the GPUs that containers can get, a line for each kind; the
+	// error says what is wrong with others. Nil: they are not looked for.
+	GPUs func(ctx context.Context) (kinds []string, err error)
 }
 
 // DefaultPatience keeps the whole below two seconds, on a node whose disks

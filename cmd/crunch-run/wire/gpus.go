@@ -2,12 +2,15 @@ package wire
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"crunch-oci/gpu"
+	"crunch-oci/gpu/choose"
 	"crunch-oci/gpu/device"
 	"crunch-oci/gpu/host"
 	"crunch-oci/gpu/lease"
@@ -35,6 +38,28 @@ func GPUNode(site config.Site) gpu.Node {
 		Mode: site.GPU, Host: h, CDIDirs: dirs, Locks: lease.Dir(filepath.Join(site.LockDir, gpuLocks)),
 		Helper: []string{"/proc/self/exe", NVMLRole}, HelperEnv: withoutTokens(os.Environ()),
 	}
+}
+
+// describeGPUs says what a node has, a line for each vendor whose GPUs work.
+func describeGPUs(ctx context.Context, node gpu.Node) (lines []string, err error) {
+	for _, stack := range []device.Stack{device.CUDA, device.ROCm} {
+		inv, helper, _, err2 := node.Inventory(ctx, stack)
+		if helper != nil {
+			helper.Close()
+		}
+		if err2 != nil {
+			if !errors.Is(err2, device.ErrNone) {
+				err = errors.Join(err, fmt.Errorf("%s: %w", stack, err2))
+			}
+			continue
+		}
+		line := fmt.Sprintf("%s: %s, driver %s", stack, choose.Summary(inv.Devices), inv.Driver)
+		if inv.Version != "" {
+			line += " (" + inv.Version + ")"
+		}
+		lines = append(append(lines, line), inv.Notes...)
+	}
+	return lines, err
 }
 
 // withoutTokens leaves out what a library of a vendor has no business to see.

@@ -25,6 +25,7 @@ func Check(ctx context.Context, o nodecheck.Options) *nodecheck.Report {
 	}
 	r := &recorded{site: o.Site, name: fmt.Sprintf("check.%d", os.Getpid())}
 	o.NewDir, o.Trial = r.newDir, r.trial
+	o.GPUs = func(ctx context.Context) ([]string, error) { return describeGPUs(ctx, GPUNode(o.Site)) }
 	report := nodecheck.Run(ctx, o)
 	// What cannot be removed has been reported. Where that is because a disk does
 	// not answer, it stays on record.
