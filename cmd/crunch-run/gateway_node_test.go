@@ -82,6 +82,30 @@ func TestNodeShell(t *testing.T) {
 	}
 }
 
+// A container of "crunch-run local" can be entered too.
+func TestLocalShell(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	p := n.start(t, run{args: []string{"local", "--image", busyboxImage(t), "--", "sh", "-c", "echo begun; while ! [ -e /tmp/go ]; do sleep 0.05; done"}})
+	p.stdout.mustSay(t, "begun")
+	uuid := ""
+	entries, err := os.ReadDir(n.runtime())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range entries {
+		if strings.Contains(d.Name(), "-dz642-") {
+			uuid = d.Name()
+		}
+	}
+	if r := n.run(t, "shell", uuid, "sh", "-c", "touch /tmp/go; exit 6"); r.code != 6 {
+		t.Errorf("shell: %d %s", r.code, r.stderr)
+	}
+	if code := p.wait(t); code != 0 {
+		t.Errorf("local: %d\n%s", code, p.stderr.String())
+	}
+}
+
 // tmux is a terminal with somebody at it.
 type tmux struct {
 	t      testing.TB

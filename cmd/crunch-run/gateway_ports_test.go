@@ -168,6 +168,7 @@ func testSmuggling(t *testing.T, e *entered) {
 		status  int
 	}{
 		"shell":                 {"POST /ssh HTTP/1.1\r\n" + host + "Connection: upgrade\r\nUpgrade: ssh\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 15\r\n\r\nuuid=" + "0123456789", http.StatusOK},
+		"shell, port dropped":   {"POST /ssh HTTP/1.1\r\n" + host + "Connection: upgrade, X-Arvados-Container-Target-Port\r\nX-Arvados-Container-Target-Port: 8000\r\nUpgrade: ssh\r\nContent-Length: 0\r\n\r\n", http.StatusOK},
 		"log":                   {"GET /crunch-run.txt HTTP/1.1\r\n" + host + "X-Webdav-Source: /log\r\n\r\n", http.StatusBadRequest},
 		"log, other spelling":   {"PROPFIND / HTTP/1.1\r\n" + host + "x-webdav-source: /log\r\nX-Webdav-Source: x\r\n\r\n", http.StatusBadRequest},
 		"another port":          {"GET / HTTP/1.1\r\n" + host + "X-Arvados-Container-Target-Port: 8001\r\n\r\n", http.StatusOK},

@@ -1,6 +1,7 @@
 package main_test
 
 import (
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -11,6 +12,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"crunch-oci/arvados"
@@ -154,5 +156,41 @@ func TestLiveLogWhileSaving(t *testing.T) {
 	}
 	if text := e.log(t, record, "stdout.txt"); text != live {
 		t.Errorf("stdout.txt: %q live, %q saved", live, text)
+	}
+}
+
+// The part of a large log that is in Keep already reads like the rest.
+func TestLiveLogLarge(t *testing.T) {
+	t.Parallel()
+	d := newDoor(t)
+	const lines = 600_000 // of 131 bytes with their stamps: more than a block
+	e := d.run(t, "localhost:0", sh(fmt.Sprintf("probe flood %d; echo flooded >&2; sleep 100000", lines)), nil)
+	waitFor(t, "the last line", func() bool {
+		_, body, _ := e.get(t, "stderr.txt", "bytes=0-")
+		return strings.HasSuffix(body, " flooded\n")
+	})
+	const line, size = 131, lines * 131
+	live := map[string]string{}
+	for _, r := range []string{"bytes=0-130", fmt.Sprintf("bytes=%d-%d", 64<<20-200, 64<<20+200), fmt.Sprintf("bytes=%d-", size-line), "bytes=-131"} {
+		status, body, header := e.get(t, "stdout.txt", r)
+		if status != http.StatusPartialContent || !strings.HasSuffix(header.Get("Content-Range"), fmt.Sprintf("/%d", size)) {
+			t.Errorf("%s: %d %v", r, status, header)
+		}
+		live[r] = body
+	}
+	if first := fmt.Sprintf("%099d\n", 0); !strings.HasSuffix(live["bytes=0-130"], first) {
+		t.Errorf("first line %q", live["bytes=0-130"])
+	}
+	if last := fmt.Sprintf("%099d\n", lines-1); !strings.HasSuffix(live["bytes=-131"], last) {
+		t.Errorf("last line %q", live["bytes=-131"])
+	}
+	e.supervisor.signal(t, syscall.SIGTERM)
+	if code := e.supervisor.wait(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	for r, want := range live {
+		if _, body, _ := e.get(t, "stdout.txt", r); body != want {
+			t.Errorf("%s: %q live, %q saved", r, want, body)
+		}
 	}
 }
