@@ -38,6 +38,9 @@ func runGPUs(args []string, stdout, stderr io.Writer) int {
 	case fs.NArg() > 0:
 		return fail(stderr, 2, "crunch-run gpus: too many arguments (try -h)")
 	}
+	if os.Geteuid() != 0 {
+		return fail(stderr, 1, "crunch-run gpus must be run as root: it looks into the locks of other runs")
+	}
 	site, err := config.Load(config.Sources{Lookup: os.LookupEnv, Environ: os.Environ()})
 	if err != nil {
 		return fail(stderr, 1, "crunch-run gpus: %v", err)

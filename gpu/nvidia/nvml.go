@@ -27,8 +27,10 @@ func (l library) readInventory(h host.Host) (device.Inventory, error) {
 	if inv.Driver, ret = l.SystemGetDriverVersion(); ret != nvml.SUCCESS {
 		return inv, l.failure("read the driver's version", ret)
 	}
-	if v, ret := l.SystemGetCudaDriverVersion(); ret == nvml.SUCCESS {
-		inv.Version = fmt.Sprintf("%d.%d", v/1000, v%1000/10)
+	if l.has("nvmlSystemGetCudaDriverVersion") {
+		if v, ret := l.SystemGetCudaDriverVersion(); ret == nvml.SUCCESS {
+			inv.Version = fmt.Sprintf("%d.%d", v/1000, v%1000/10)
+		}
 	}
 	n, ret := l.DeviceGetCount()
 	if ret != nvml.SUCCESS {

@@ -31,6 +31,9 @@ const prepareTimeout = time.Minute
 func Prepare(ctx context.Context, h host.Host) (notes []string) {
 	p := preparer{ctx: ctx, host: h}
 	if !p.has(frontendNames) {
+		if !h.HasGPU(host.VendorNVIDIA) {
+			return nil // nothing that a module would be for
+		}
 		// It loads the module and makes nvidiactl.
 		if !p.run("nvidia-modprobe") {
 			p.run("modprobe", "nvidia")

@@ -23,6 +23,21 @@ func nodes(t *testing.T, h host.Host, names ...string) string {
 	return strings.Join(found, ", ")
 }
 
+// On a node without a GPU no module is looked for.
+func TestPrepareWithoutGPU(t *testing.T) {
+	driver := gputest.New(t, 0)
+	driver.Modprobe()
+	driver.File("proc/devices", "Character devices:\n  1 mem\n")
+	driver.File("sys/bus/pci/devices/0000:01:00.0/class", "0x020000\n") // a network card of theirs
+	driver.File("sys/bus/pci/devices/0000:01:00.0/vendor", "0x10de\n")
+	if notes := nvidia.Prepare(t.Context(), host.At(driver.Root)); len(notes) > 0 {
+		t.Errorf("notes %q", notes)
+	}
+	if text, err := os.ReadFile(driver.Path("modprobe.log")); err == nil {
+		t.Errorf("nvidia-modprobe was run with %q", text)
+	}
+}
+
 // What is there is left alone.
 func TestNothingToPrepare(t *testing.T) {
 	driver := gputest.New(t, 2)
