@@ -35,9 +35,10 @@ type Owner struct {
 const (
 	all  = "all.lock"
 	poll = 20 * time.Millisecond
-	// patience is how long the remains of a dead run are waited for.
-	patience = 15 * time.Second
 )
+
+// patience is how long the remains of a dead run are waited for.
+var patience = 15 * time.Second
 
 // Dir is the directory of the lock files of a node; it is made when needed.
 type Dir string
@@ -91,7 +92,8 @@ func (d Dir) Share(ctx context.Context, devices []device.Device, owner Owner) (*
 	l.Shared = make(map[string]Owner)
 	for _, dev := range devices {
 		if !l.holds(dev.UUID) {
-			l.Shared[dev.UUID] = d.Holder(dev.UUID)
+			// Or its last holder, of whom something is left.
+			l.Shared[dev.UUID] = d.lastHolder(dev.UUID)
 		}
 	}
 	l.devices = devices
@@ -199,6 +201,16 @@ func (d Dir) Holder(uuid string) Owner {
 	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &holder); err != nil || holder.Type == unix.F_UNLCK {
 		return Owner{}
 	}
+	return read(f)
+}
+
+// lastHolder says who holds a device, or has died with it.
+func (d Dir) lastHolder(uuid string) Owner {
+	f, err := os.OpenFile(filepath.Join(string(d), fileName(uuid)), os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return Owner{}
+	}
+	defer f.Close()
 	return read(f)
 }
 

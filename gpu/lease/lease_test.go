@@ -240,6 +240,28 @@ func TestShare(t *testing.T) {
 	}
 }
 
+// Nor does it wait for ever for what a dead run has left.
+func TestShareWithTheDead(t *testing.T) {
+	patience = 50 * time.Millisecond
+	defer func() { patience = 15 * time.Second }()
+	dir := t.TempDir()
+	locks := Dir(filepath.Join(dir, "locks"))
+	dead, err := locks.Take(t.Context(), gpus(1), Owner{UUID: "dead", Remains: dir}, first(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range dead.files {
+		_ = f.Close()
+	}
+	if _, err := locks.Take(t.Context(), gpus(1), Owner{UUID: "other"}, first(1)); !errors.Is(err, device.ErrBusy) {
+		t.Errorf("without an assignment: %v", err)
+	}
+	l, err := locks.Share(t.Context(), gpus(1), Owner{UUID: "other"})
+	if err != nil || l.Shared["GPU-0"].UUID != "dead" {
+		t.Fatalf("%+v, %v", l, err)
+	}
+}
+
 func TestTroubleOfTheDirectory(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
