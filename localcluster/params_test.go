@@ -56,6 +56,7 @@ func TestParameterEncodings(t *testing.T) {
 			[]byte("--xyz\r\nContent-Disposition: form-data; name=\"collection\"\r\n\r\n{\"name\":\"four\"}\r\n--xyz--\r\n"), `"name":"four"`},
 		{"charset", "PUT", "collections/" + coll, http.Header{"Content-Type": {"application/json; charset=utf-8"}}, []byte(`{"collection":{"name":"five"}}`), `"name":"five"`},
 		{"empty strings of the Go SDK", "GET", "collections?cluster_id=&count=&limit=&offset=&order=&filters=&select=&include_trash=", nil, nil, `"items_available"`},
+		{"null in the query", "GET", "collections?cluster_id=null&count=null&limit=null&offset=null&order=null&filters=null&select=null&include_trash=null&distinct=null", nil, nil, `"items_available"`},
 		{"alt=json", "GET", "users/current?alt=json", nil, nil, `"is_active":true`},
 		{"GET by POST, header", "POST", "collections", override, enc("filters", `[["uuid","=","`+coll+`"],["name","!=","`+long+`"]]`), `"items_available":1`},
 		{"GET by POST, form", "POST", "containers", formHeader, enc("_method", "GET", "filters", `[["uuid","=","`+container+`"]]`), `"items_available":1`},

@@ -55,7 +55,7 @@ func TestRequestValidation(t *testing.T) {
 		{"runtime_constraints", gpu(obj{"hardware_target": []string{}}), 422}, {"runtime_constraints", gpu(obj{"hardware_target": []int{9}}), 422}, {"runtime_constraints", gpu(obj{"nosuch": 1}), 422},
 		{"scheduling_parameters", obj{"max_run_time": -1}, 422}, {"scheduling_parameters", obj{"nosuch": 1}, 422}, {"scheduling_parameters", obj{"preemptible": true}, 422},
 		{"scheduling_parameters", obj{"partitions": []string{"a"}, "max_run_time": 5}, 200},
-		{"output_glob", []int{1}, 422}, {"output_ttl", -1, 422}, {"output_properties", []any{}, 422}, {"container_count_max", -1, 422},
+		{"output_glob", []int{1}, 422}, {"output_ttl", -1, 422}, {"output_name", "a/b", 422}, {"output_name", "..", 422}, {"output_name", strings.Repeat("é", 256), 422}, {"output_name", strings.Repeat("é", 255), 200}, {"output_properties", []any{}, 422}, {"container_count_max", -1, 422},
 		{"use_existing", "yes", 422}, {"service", true, 200}, {"runtime_token", "v2/zzzzz-gj3su-000000000000001/x", 422}, {"runtime_token", p.c.UserToken(), 200},
 		{"container_uuid", "zzzzz-dz642-000000000000000", 422}, {"log_uuid", "zzzzz-4zz18-000000000000000", 422}, {"cumulative_cost", 5, 422},
 		{"uuid", "zzzzz-xvhdp-000000000000000", 422}, {"nosuch", 1, 422}, {"name", strings.Repeat("x", 255), 200},
@@ -104,6 +104,12 @@ func TestRequestLife(t *testing.T) {
 	if want := int64(3)<<50 - created.UnixMilli(); fmt.Sprint(c["priority"]) != fmt.Sprint(want) {
 		t.Errorf("priority %v, want %d", c["priority"], want)
 	}
+	// Clients send back whole records, with what was added for showing.
+	shown := p.user.must("GET", path, nil)
+	shown["priority"], shown["modified_at"] = 2, "2026-01-01T00:00:00Z"
+	put(200, shown)
+	shown["mounts"].(map[string]any)["/in"].(map[string]any)["path"] = "g"
+	put(422, shown)
 	// Committed: only some attributes may change.
 	for attr, value := range map[string]any{"command": []string{"rm"}, "mounts": obj{}, "environment": obj{}, "secret_mounts": obj{"/s": obj{"kind": "text", "content": "hush"}},
 		"output_name": "x", "runtime_constraints": obj{"vcpus": 9, "ram": 9}, "use_existing": true, "state": "Uncommitted", "output_uuid": in["uuid"]} {
@@ -128,6 +134,18 @@ func TestRequestLife(t *testing.T) {
 	p.user.want(404, "GET", "containers/"+container, nil)
 	if c := p.container(container); fmt.Sprint(c["priority"]) != "0" {
 		t.Errorf("container of a deleted request: %v", c)
+	}
+}
+
+// A workflow runner is a supervisor, also if the client says false, as the ones
+// do that send all attributes.
+func TestSupervisorParameter(t *testing.T) {
+	p := setUp(t)
+	for _, sent := range []obj{{}, {"supervisor": false}, {"supervisor": nil}} {
+		r := p.user.must("POST", "container_requests", request(obj{"command": []string{"arvados-cwl-runner", "x"}, "scheduling_parameters": sent}))
+		if got := r["scheduling_parameters"].(map[string]any)["supervisor"]; got != true {
+			t.Errorf("%v: %v", sent, got)
+		}
 	}
 }
 
@@ -158,7 +176,7 @@ func TestImageResolution(t *testing.T) {
 		"repo/app": young, "repo/app:latest": young, "repo/app:1.0": old, "host:5000/app": young, "host:5000/app:latest": young,
 		id("1"): old, "sha256:22": young, old: old, old + "+Kzzzzz": old,
 		"repo": "not found", "repo/app:2": "not found", "two": "not found", "gone": "not found", "v1": "incompatible", id("9"): "not found",
-		"00000000000000000000000000000000+99": "not found", str(two, "portable_data_hash"): "not found", "%": "not found", "sha256": young,
+		"00000000000000000000000000000000+99": "not found", str(two, "portable_data_hash"): "not found", "%": "not found", "sha256": "not found", "sha256:": "not found",
 	} {
 		a := user.do("POST", "container_requests", request(obj{"container_image": term}))
 		if len(want) < 30 {

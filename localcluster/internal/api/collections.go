@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"strings"
+	"unicode/utf8"
 
 	"crunch-oci/keep"
 	"crunch-oci/localcluster/internal/manifests"
@@ -211,11 +212,8 @@ func (c *call) checkCollection(rec, old store.Record) error {
 	if rec.Str("name") == "" {
 		rec["name"] = nil
 	}
-	switch name := rec.Str("name"); {
-	case len([]rune(name)) > 255:
-		return invalid("Name is too long (maximum is 255 characters)")
-	case name == "." || name == ".." || strings.Contains(name, "/"):
-		return invalid("Name must not be '.' or '..' or contain '/'")
+	if err := checkCollectionName("Name", rec.Str("name")); err != nil {
+		return err
 	}
 	var classes []string
 	if err := json.Unmarshal(rec.JSON("storage_classes_desired"), &classes); err != nil || len(classes) == 0 {
@@ -226,6 +224,17 @@ func (c *call) checkCollection(rec, old store.Record) error {
 		if !c.caller.admin() && !same(rec[n], nil) && !same(rec[n], old[n]) {
 			return denied("")
 		}
+	}
+	return nil
+}
+
+// checkCollectionName checks what an attribute says a collection shall be called.
+func checkCollectionName(attr, name string) error {
+	switch {
+	case utf8.RuneCountInString(name) > 255:
+		return invalid("%s is too long (maximum is 255 characters)", attr)
+	case name == "." || name == ".." || strings.Contains(name, "/"):
+		return invalid("%s must not be '.' or '..' or contain '/'", attr)
 	}
 	return nil
 }

@@ -91,6 +91,9 @@ func (c *call) updateRequest(uuid string) (any, error) {
 	var before store.Record
 	out, err := c.update(uuid, func(rec, changed store.Record) error {
 		before = rec.Clone()
+		if err := forgetShownAgain(rec, changed); err != nil {
+			return err
+		}
 		from := rec.Str("state")
 		next := rec.Clone()
 		for k, v := range changed {
@@ -144,6 +147,35 @@ func (c *call) updateRequest(uuid string) (any, error) {
 		}
 	}
 	return out, nil
+}
+
+// forgetShownAgain takes out of the changes what was made up for showing and only
+// comes back, as clients send whole records: the empty runtime token, and mounts
+// with all their keys.
+func forgetShownAgain(rec, changed store.Record) error {
+	if changed["runtime_token"] == "" {
+		delete(changed, "runtime_token")
+	}
+	sent, ok := changed["mounts"].(json.RawMessage)
+	if !ok {
+		return nil
+	}
+	var texts [2]string
+	for i, raw := range []json.RawMessage{rec.JSON("mounts"), sent} {
+		full, err := fullMounts(raw)
+		if err != nil {
+			return nil // not even mounts: for checkRequest to say
+		}
+		text, err := canonical(full)
+		if err != nil {
+			return err
+		}
+		texts[i] = string(text)
+	}
+	if texts[0] == texts[1] {
+		delete(changed, "mounts")
+	}
+	return nil
 }
 
 func (c *call) deleteRequest(uuid string) (any, error) {

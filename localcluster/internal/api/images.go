@@ -46,6 +46,10 @@ func (c *call) resolveImage(term string) (string, error) {
 		}
 		return "", notFound
 	}
+	// What every id begins with is none.
+	if strings.HasPrefix("sha256:", term) {
+		return "", notFound
+	}
 	name := term
 	if last := term[strings.LastIndex(term, "/")+1:]; !strings.Contains(last, ":") {
 		name += ":latest"

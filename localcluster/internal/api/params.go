@@ -33,8 +33,11 @@ type value struct {
 // unset are values that count as not given: null, and the empty strings that
 // the Go SDK sends.
 func (v value) unset() bool {
+	if v.json == nil {
+		return v.text == "" || v.text == "null"
+	}
 	t := string(bytes.TrimSpace(v.json))
-	return v.json == nil && v.text == "" || t == "null" || t == `""`
+	return t == "null" || t == `""`
 }
 
 // raw is the value as JSON: text is taken to be JSON, and so is a JSON string

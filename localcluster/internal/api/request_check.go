@@ -45,6 +45,10 @@ func (c *call) checkRequest(rec, given store.Record) error {
 	if p := rec.Int("priority"); p < 0 || p > 1000 {
 		add("Priority must be between 0 and 1000")
 	}
+	// Found when the container has done its work, it would be too late.
+	if err := checkCollectionName("Output name", rec.Str("output_name")); err != nil {
+		add("%v", err)
+	}
 	if rec.Int("output_ttl") < 0 {
 		add("Output ttl must be greater than or equal to 0")
 	}
@@ -352,9 +356,6 @@ func schedulingParameters(raw json.RawMessage, command []string) (json.RawMessag
 		return nil, err
 	}
 	out := map[string]any{"partitions": []any{}, "preemptible": false, "max_run_time": int64(0), "supervisor": false}
-	if len(command) > 0 && command[0] == "arvados-cwl-runner" {
-		out["supervisor"] = true
-	}
 	for k, v := range in {
 		def, known := out[k]
 		if !known {
@@ -366,6 +367,10 @@ func schedulingParameters(raw json.RawMessage, command []string) (json.RawMessag
 		if out[k], err = constraint(k, v, def); err != nil {
 			return nil, err
 		}
+	}
+	// Whatever was sent: Go clients send false for all that they leave alone.
+	if len(command) > 0 && command[0] == "arvados-cwl-runner" {
+		out["supervisor"] = true
 	}
 	if out["preemptible"] == true {
 		return nil, fmt.Errorf("preemptible instances are not configured")
