@@ -148,7 +148,10 @@ func TestLiveLog(t *testing.T) {
 					}
 				}
 			}
-			waitFor(t, "the last line", func() bool { follow(); return strings.HasSuffix(got["stderr.txt"], "last\n") })
+			waitFor(t, "the last lines", func() bool {
+				follow()
+				return strings.HasSuffix(got["stderr.txt"], " last\n") && strings.HasSuffix(got["stdout.txt"], " line 30\n")
+			})
 			record := e.end(t)
 			for name, text := range e.logs(t, record) {
 				if !strings.HasPrefix(text, got[name]) || name == "stdout.txt" && got[name] != text {

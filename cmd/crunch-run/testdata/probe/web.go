@@ -12,7 +12,9 @@ import (
 // web serves HTTP on a port, on the loopback interface only, and an echo on the
 // next one.
 func web(port int) {
-	go echo(port + 1)
+	l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port+1))
+	check(err)
+	go echo(l)
 	next := make(chan struct{})
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "hello from the container") })
@@ -46,16 +48,14 @@ func web(port int) {
 		fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", r.Header.Get("Upgrade"))
 		_, _ = io.Copy(conn, in)
 	})
-	l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port))
+	l, err = net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port))
 	check(err)
 	fmt.Fprintln(os.Stderr, "serving")
 	check(http.Serve(l, mux))
 }
 
 // echo repeats what it is told when it has been told all.
-func echo(port int) {
-	l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port))
-	check(err)
+func echo(l net.Listener) {
 	for {
 		c, err := l.Accept()
 		check(err)
