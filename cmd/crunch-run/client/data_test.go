@@ -76,6 +76,27 @@ func (u *user) manifest(uuid string) string {
 	return c.Text
 }
 
+// What "image list" shows as an image's id can be submitted.
+func TestSubmitByImageID(t *testing.T) {
+	u := newUser(t)
+	u.image("lab/tools")
+	image := u.decode(strings.Trim(u.must("image", "list", "--json", "lab"), "[]\n"))
+	_, row, _ := strings.Cut(u.must("image", "list", "lab"), "\n")
+	short := strings.Fields(row)[1]
+	if len(short) != 12 {
+		t.Fatalf("id in the list: %q", short)
+	}
+	for _, id := range []string{short, "sha256:" + short, "sha256:" + strings.Repeat("0a", 32), strings.Repeat("0a", 32)} {
+		r := u.decode(u.must("submit", "--json", "--image", id, "--", "true"))
+		if r["container_image"] != image["portable_data_hash"] {
+			t.Errorf("%s: %v", id, r["container_image"])
+		}
+	}
+	if code, _, stderr := u.run("submit", "--image", "0b0b0b0b0b0b", "--", "true"); code != exitFailure || !strings.Contains(stderr, `"0b0b0b0b0b0b" not found`) {
+		t.Errorf("unknown id: %d %s", code, stderr)
+	}
+}
+
 func TestImageList(t *testing.T) {
 	u := newUser(t)
 	if got := u.must("image", "list", "--json"); got != "[]\n" {

@@ -170,6 +170,13 @@ func runSubmit(ctx context.Context, c *invocation) (status int, err error) {
 		return 0, err
 	}
 	err = c.connected(ctx, func(s *transfer.Session) error {
+		image, err := s.ImageByID(ctx, c.submit.image)
+		if err != nil {
+			return err
+		}
+		if image != "" {
+			attrs["container_image"] = image
+		}
 		r, err := s.API.CreateContainerRequest(ctx, attrs)
 		if err != nil {
 			return err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -163,6 +164,45 @@ func (s *Session) findImage(ctx context.Context, id string) (arvados.Collection,
 		return c, have, nil
 	}
 	return arvados.Collection{}, nil, nil
+}
+
+// imageIDPattern are image ids as people write them: whole, or the first digits
+// that "image list" and other programs show, at least as many as those.
+var imageIDPattern = regexp.MustCompile(`^(?:sha256:)?([0-9a-f]{12,64})$`)
+
+// ImageByID returns the portable data hash of the readable image with that id, or
+// the only one whose id begins so. It is "" if the text is no id or there is no
+// such image: then it may be a name. An id is looked up here because clusters
+// take only some spellings of it, and some take any image for one with "sha256:".
+func (s *Session) ImageByID(ctx context.Context, id string) (string, error) {
+	m := imageIDPattern.FindStringSubmatch(id)
+	if m == nil {
+		return "", nil
+	}
+	links, err := listAll[arvados.Link](ctx, s.API, "links", map[string]any{
+		"filters": []any{[]any{"link_class", "=", linkHash}, []any{"name", "like", "sha256:" + m[1] + "%"}}, "order": "created_at desc, uuid",
+	})
+	if err != nil {
+		return "", err
+	}
+	pdh, found := "", ""
+	for _, l := range links {
+		if l.Name == found {
+			continue // another copy of it
+		}
+		c, err := s.API.GetCollection(ctx, l.HeadUUID, "portable_data_hash")
+		if arvados.IsStatus(err, http.StatusNotFound) {
+			continue
+		}
+		if err != nil {
+			return "", err
+		}
+		if found != "" {
+			return "", fmt.Errorf("image id %s is ambiguous: %s, %s", id, found, l.Name)
+		}
+		pdh, found = c.PortableDataHash, l.Name
+	}
+	return pdh, nil
 }
 
 // StoredImage is an image on the cluster.
