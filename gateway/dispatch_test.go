@@ -35,6 +35,11 @@ func TestAuthorizationVectors(t *testing.T) {
 			t.Errorf("secret of %s: %s", c.UUID, got)
 		}
 	}
+	for _, c := range dispatcherSecrets(t) {
+		if got := AuthSecret(c.Token, c.UUID); got != c.Secret {
+			t.Errorf("the dispatcher's secret of %s: %s", c.UUID, got)
+		}
+	}
 	for _, c := range v.CertAuth {
 		request, response := Authorization(c.Secret, c.DER)
 		if request != c.Request || response != c.Response {

@@ -101,3 +101,25 @@ func spec(t testing.TB) *vectors {
 	}
 	return v
 }
+
+type dispatcherSecret struct {
+	Token  string `json:"system_root_token"`
+	UUID   string `json:"uuid"`
+	Secret string `json:"secret"`
+}
+
+// dispatcherSecrets are the secrets that dispatchers have given.
+func dispatcherSecrets(t testing.TB) []dispatcherSecret {
+	t.Helper()
+	text, err := os.ReadFile("../testdata/spec/cli-and-dispatch.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var v struct {
+		Secrets []dispatcherSecret `json:"gateway_auth_secret"`
+	}
+	if err := json.Unmarshal(text, &v); err != nil || len(v.Secrets) == 0 {
+		t.Fatalf("%d secrets, %v", len(v.Secrets), err)
+	}
+	return v.Secrets
+}

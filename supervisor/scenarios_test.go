@@ -41,7 +41,12 @@ type wantCall struct {
 // readVectors decodes one list of testdata/spec/lifecycle.json.
 func readVectors(t *testing.T, list string, v any) {
 	t.Helper()
-	text, err := os.ReadFile("../testdata/spec/lifecycle.json")
+	readVectorsOf(t, "lifecycle.json", list, v)
+}
+
+func readVectorsOf(t *testing.T, file, list string, v any) {
+	t.Helper()
+	text, err := os.ReadFile("../testdata/spec/" + file)
 	if err != nil {
 		t.Fatal(err)
 	}

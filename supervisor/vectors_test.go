@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -47,6 +48,37 @@ func TestBrokenNodeErrors(t *testing.T) {
 	for _, v := range vectors {
 		if got := suggestsBrokenNode(v.Error); got != v.MarksNodeBroken {
 			t.Errorf("%q marks the node as broken: %v", v.Error, got)
+		}
+	}
+	var dispatch []struct {
+		Error  string
+		Broken bool
+	}
+	readVectorsOf(t, "cli-and-dispatch.json", "broken_error", &dispatch)
+	for _, v := range dispatch {
+		if got := suggestsBrokenNode(v.Error); got != v.Broken {
+			t.Errorf("%q marks the node as broken: %v", v.Error, got)
+		}
+	}
+}
+
+// The world's container is the one that the scenarios are about, but for the
+// image, which is a real one.
+func TestBaseContainerRecord(t *testing.T) {
+	var base map[string]any
+	readVectors(t, "base_container_record", &base)
+	w := newWorld(t)
+	text, err := json.Marshal(w.api.record)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var record map[string]any
+	if err := json.Unmarshal(text, &record); err != nil {
+		t.Fatal(err)
+	}
+	for k, v := range base {
+		if k != "container_image" && !reflect.DeepEqual(record[k], v) {
+			t.Errorf("%s: %v, want %v", k, record[k], v)
 		}
 	}
 }

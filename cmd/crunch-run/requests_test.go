@@ -1,11 +1,14 @@
 package main_test
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"io"
 	"log"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -23,7 +26,16 @@ import (
 type apiWitness struct {
 	*httptest.Server
 	mu       sync.Mutex
-	requests []string // "TOKEN METHOD PATH"
+	requests []string  // "TOKEN METHOD PATH"
+	changes  []apiCall // those that are no GET, in the order of their ends
+}
+
+// apiCall is a request that changes something, and the answer to it.
+type apiCall struct {
+	token, method, path string
+	form                url.Values
+	status              int
+	answer              []byte
 }
 
 func newAPIWitness(t testing.TB, n *node, c *cluster) (*apiWitness, []string) {
@@ -49,7 +61,11 @@ func newAPIWitness(t testing.TB, n *node, c *cluster) (*apiWitness, []string) {
 		w.mu.Lock()
 		w.requests = append(w.requests, token+" "+r.Method+" "+r.URL.Path)
 		w.mu.Unlock()
-		proxy.ServeHTTP(rw, r)
+		if r.Method == http.MethodGet {
+			proxy.ServeHTTP(rw, r)
+			return
+		}
+		w.change(token, rw, r, proxy)
 	}))
 	t.Cleanup(w.Close)
 	bundle := filepath.Join(n.dir, "bundle.pem")
@@ -58,6 +74,36 @@ func newAPIWitness(t testing.TB, n *node, c *cluster) (*apiWitness, []string) {
 		t.Fatal(err)
 	}
 	return w, append(c.supervisorEnv(), "ARVADOS_API_HOST="+strings.TrimPrefix(w.URL, "https://"), "SSL_CERT_FILE="+bundle)
+}
+
+// change passes a request on, and remembers it.
+func (w *apiWitness) change(token string, rw http.ResponseWriter, r *http.Request, proxy http.Handler) {
+	body, err := io.ReadAll(r.Body)
+	form, bad := url.ParseQuery(string(body))
+	if err = errors.Join(err, bad); err != nil {
+		http.Error(rw, err.Error(), http.StatusBadRequest)
+		return
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	call := apiCall{token: token, method: r.Method, path: r.URL.Path, form: form}
+	note := func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.changes = append(w.changes, call)
+	}
+	if r.Header.Get("Upgrade") != "" { // there is no other answer, and it has no end
+		call.status = http.StatusSwitchingProtocols
+		note()
+		proxy.ServeHTTP(rw, r)
+		return
+	}
+	answer := httptest.NewRecorder()
+	proxy.ServeHTTP(answer, r)
+	call.status, call.answer = answer.Code, answer.Body.Bytes()
+	note()
+	maps.Copy(rw.Header(), answer.Header())
+	rw.WriteHeader(answer.Code)
+	_, _ = rw.Write(call.answer)
 }
 
 // A job with one collection mount asks the API for little (doc/performance.md

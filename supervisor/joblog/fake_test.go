@@ -165,7 +165,12 @@ func (s *syncBuffer) String() string {
 // vectors decodes one list of testdata/spec/logs-and-stats.json.
 func vectors[T any](t testing.TB, name string) []T {
 	t.Helper()
-	data, err := os.ReadFile("../../testdata/spec/logs-and-stats.json")
+	return vectorsOf[T](t, "logs-and-stats.json", name)
+}
+
+func vectorsOf[T any](t testing.TB, file, name string) []T {
+	t.Helper()
+	data, err := os.ReadFile("../../testdata/spec/" + file)
 	if err != nil {
 		t.Fatal(err)
 	}

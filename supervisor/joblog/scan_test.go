@@ -119,6 +119,18 @@ func TestKeepstoreFilterVectors(t *testing.T) {
 	}
 }
 
+// The same filter, as the page about command line and dispatchers has it.
+func TestKeepstoreFilterLines(t *testing.T) {
+	for _, v := range vectorsOf[struct{ In, Out string }](t, "cli-and-dispatch.json", "keepstore_log_errors_filter") {
+		var out bytes.Buffer
+		f := KeepstoreFilter{W: &out}
+		io.WriteString(&f, v.In)
+		if out.String() != v.Out {
+			t.Errorf("%q: kept %q, want %q", v.In, out.String(), v.Out)
+		}
+	}
+}
+
 func TestKeepstoreFilterEnd(t *testing.T) {
 	var out bytes.Buffer
 	f := KeepstoreFilter{W: &out}
