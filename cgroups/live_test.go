@@ -405,3 +405,22 @@ func TestVacate(t *testing.T) {
 		t.Errorf("left behind: %v", entries)
 	}
 }
+
+func TestPIDLimit(t *testing.T) {
+	c := newLive(t, ownDirs(t, testName()))
+	if _, limit, limited := c.PIDLimit(); limited {
+		t.Errorf("a new group is limited to %d processes", limit)
+	}
+	dir, ok := c.Dirs["pids"]
+	if !ok {
+		dir = c.Dirs[""]
+	}
+	if err := os.WriteFile(filepath.Join(dir, "pids.max"), []byte("2"), 0); err != nil {
+		t.Fatal(err)
+	}
+	startIn(t, c, "(sleep 600 & sleep 600; sleep 600)")
+	waitFor(t, "a process that could not be made", func() bool { return c.PIDRefusals() > 0 })
+	if current, limit, limited := c.PIDLimit(); !limited || limit != 2 || current > 2 {
+		t.Errorf("%d of %d, %v", current, limit, limited)
+	}
+}

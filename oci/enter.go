@@ -42,6 +42,10 @@ func (e *entering) run(size *TerminalSize) (_ *Session, err error) {
 	if err := refuse(guest); err != nil {
 		return nil, err
 	}
+	if err := e.r.crowded(); err != nil {
+		return nil, err
+	}
+	e.refusals = e.r.refusals()
 	// What the process says on the lifeline: that it is there, and then, if it
 	// could not execute the program, why.
 	type report struct {
@@ -85,6 +89,9 @@ func (e *entering) run(size *TerminalSize) (_ *Session, err error) {
 		}
 	}
 	r := <-reported
+	if gaveUp(r.text) {
+		return nil, errNoRoom
+	}
 	if r.text != "" {
 		return nil, &ExecError{Code: (&StartError{Reason: r.text}).ExitCode(), Text: printable(r.text)}
 	}
@@ -164,6 +171,9 @@ func (e *entering) explain(err error) error {
 	}
 	if e.r.endsSoon() {
 		return errEnded
+	}
+	if e.r.refusals() > e.refusals {
+		return errNoRoom
 	}
 	return fmt.Errorf("start a command in container %s: %w", e.r.id, err)
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -523,4 +524,48 @@ func testLoaded(t *testing.T, req oci.Request, meanwhile func()) {
 	if _, err := os.Stat(filepath.Join(s.StateDir, s.ID)); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("%v", err)
 	}
+}
+
+// Where the container has all the processes it may have, the user is told so, in
+// one line, and can come in when there is room again.
+func TestExecInCrowdedContainer(t *testing.T) {
+	b := newBox(t, func(q *oci.Request) { q.Limits.PIDs = 40 })
+	dirs := b.ctr.Cgroup().Dirs
+	dir, ok := dirs["pids"]
+	if !ok {
+		dir = dirs[""]
+	}
+	for limit := 1; limit <= 12; limit++ {
+		must(t, os.WriteFile(filepath.Join(dir, "pids.max"), []byte(strconv.Itoa(limit)), 0))
+		s, err := b.ctr.Exec(t.Context(), oci.ExecRequest{Args: []string{"echo", "in"}})
+		if err == nil {
+			if got := finish(t, s, ""); got != (execResult{stdout: "in\n"}) {
+				t.Errorf("of %d: %+v", limit, got)
+			}
+			continue
+		}
+		var refused *oci.ExecError
+		if !errors.As(err, &refused) || limit > 10 || refused.Code != 1 || !strings.Contains(refused.Text, "no room") || strings.Contains(refused.Text, "\n") {
+			t.Errorf("of %d: %v", limit, err)
+		}
+	}
+	// Whose room others take meanwhile.
+	must(t, os.WriteFile(filepath.Join(dir, "pids.max"), []byte("10"), 0))
+	var all sync.WaitGroup
+	for range 6 {
+		all.Go(func() {
+			s, err := b.ctr.Exec(t.Context(), oci.ExecRequest{Args: []string{"echo", "in"}})
+			if err == nil {
+				if got := finish(t, s, ""); got != (execResult{stdout: "in\n"}) {
+					t.Errorf("%+v", got)
+				}
+				return
+			}
+			var refused *oci.ExecError
+			if !errors.As(err, &refused) || strings.Contains(refused.Text, "\n") {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+	all.Wait()
 }

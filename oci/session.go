@@ -231,6 +231,7 @@ type entering struct {
 	ours              [3]*os.File // streams
 	theirs            libct.EnterFiles
 	lifeline, console *os.File
+	refusals          uint64 // before it was started; see Running.refusals
 }
 
 func (e *entering) open(size *TerminalSize) (err error) {

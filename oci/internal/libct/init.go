@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"runtime/debug"
 
 	"github.com/opencontainers/runc/libcontainer"
 	"golang.org/x/sys/unix"
@@ -75,6 +76,12 @@ func attach() error {
 	// that execve(2) failed.
 	os.Stderr = os.NewFile(lifelineFd, "lifeline")
 	if enters {
+		// So does the Go runtime, which gives up where it gets no thread: in a
+		// container that has all the processes it may have.
+		debug.SetTraceback("none")
+		if err := debug.SetCrashOutput(os.Stderr, debug.CrashOptions{}); err != nil {
+			return err
+		}
 		if err := awaitAdmission(); err != nil {
 			return err
 		}
