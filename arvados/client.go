@@ -1,6 +1,7 @@
 package arvados
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -241,8 +242,12 @@ func (c *Client) attempt(ctx context.Context, req *request, deadline time.Time, 
 		}
 	}
 	if dst == nil {
-		// Only to be able to use the connection again; the status is the answer.
-		io.Copy(io.Discard, io.LimitReader(resp.Body, maxErrorBody))
+		// The status is the answer, also if not all of it arrives, unless it is
+		// somebody else's, such as the login page of a network.
+		body, err := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
+		if text := bytes.TrimSpace(body); err == nil && (len(text) == 0 || text[0] != '{') {
+			return &Error{Err: errBroken, retryable: true}
+		}
 		return nil
 	}
 	if resp.ContentLength > c.cfg.MaxResponse {

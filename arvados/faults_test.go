@@ -277,3 +277,21 @@ func TestKeepAlive(t *testing.T) {
 		t.Fatalf("connections %v, protocols %v", remotes, protocols)
 	}
 }
+
+// The page of a network's login, with status 200, is no answer to an update:
+// the server has not heard of it.
+func TestUpdateAnsweredBySomebodyElse(t *testing.T) {
+	var attempts atomic.Int32
+	c, _, _ := newTestServer(t, func(w http.ResponseWriter, r *http.Request) {
+		switch attempts.Add(1) {
+		case 1:
+			io.WriteString(w, "<html>please log in</html>")
+		case 2: // nothing
+		default:
+			io.WriteString(w, ` {"uuid":"zzzzz-dz642-xxxxxxxxxxxxxxx"}`)
+		}
+	})
+	if err := c.UpdateContainer(t.Context(), "zzzzz-dz642-xxxxxxxxxxxxxxx", map[string]any{"state": StateRunning}); err != nil || attempts.Load() != 3 {
+		t.Errorf("%v after %d attempts", err, attempts.Load())
+	}
+}
