@@ -263,15 +263,7 @@ func (s *saver) over() bool {
 // not reach its trash date; and the error is returned.
 func (l *Log) save(ctx context.Context, final bool) (string, error) {
 	s := l.saver
-	r := Request{
-		Select:     []string{"uuid", "portable_data_hash"},
-		Collection: Collection{Name: s.name, IsTrashed: final},
-	}
-	if !final {
-		// Not together with is_trashed: the server would then ignore that.
-		at := time.Now().UTC().Add(trashAfter)
-		r.Collection.TrashAt, r.Collection.DeleteAt = &at, &at
-	}
+	r := Request{Select: []string{"uuid", "portable_data_hash"}, Collection: Collection{Name: s.name}}
 	manifest, flushErr := l.marshal(ctx)
 	if flushErr != nil {
 		flushErr = fmt.Errorf("write log data to Keep: %w", flushErr)
@@ -281,6 +273,13 @@ func (l *Log) save(ctx context.Context, final bool) (string, error) {
 	} else {
 		r.Collection.ManifestText = &manifest
 		s.manifest.Store(&manifest)
+	}
+	// A final save that failed is tried again: until it succeeds the collection
+	// must not be in the trash, where it could not be found.
+	if r.Collection.IsTrashed = final && flushErr == nil; !r.Collection.IsTrashed {
+		// Not together with is_trashed: the server would then ignore that.
+		at := time.Now().UTC().Add(trashAfter)
+		r.Collection.TrashAt, r.Collection.DeleteAt = &at, &at
 	}
 	pdh, err := s.send(ctx, r)
 	if err != nil {

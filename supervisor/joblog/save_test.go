@@ -250,7 +250,15 @@ func TestFlushErrorStillPutsOffTheTrashDate(t *testing.T) {
 	if pdh, err := l.Final(t.Context(), "Complete"); !errors.Is(err, errTest) || pdh != "" {
 		t.Errorf("final save: %q, %v", pdh, err)
 	}
-	if got := rec.take(); len(got) != 1 || !strings.Contains(got[0], "is_trashed") {
+	// In the trash the next attempt would not find it.
+	if got := rec.take(); len(got) != 1 || !strings.Contains(got[0], "trash_at") || strings.Contains(got[0], "is_trashed") {
+		t.Errorf("got %s", got)
+	}
+	tree.flushErr = nil
+	if pdh, err := l.Final(t.Context(), "Complete"); err != nil || pdh == "" {
+		t.Errorf("final save: %q, %v", pdh, err)
+	}
+	if got := rec.take(); len(got) != 1 || !strings.HasPrefix(got[0], "PUT") || !strings.Contains(got[0], "is_trashed") {
 		t.Errorf("got %s", got)
 	}
 }
