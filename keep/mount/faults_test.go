@@ -361,7 +361,7 @@ func parentRole() int {
 		return 1
 	}
 	fmt.Println("pid", cmd.Process.Pid)
-	select {}
+	_ = unix.Pause() // for a signal
 }
 
 // When the parent dies, the server dies with it, and no mount is left anywhere.
@@ -466,5 +466,23 @@ func TestStatistics(t *testing.T) {
 		if !regexp.MustCompile(want).MatchString(log) {
 			t.Errorf("no line %s in\n%s", want, log)
 		}
+	}
+}
+
+// The number of a connection that has ended may already be another's.
+func TestEndSparesOthers(t *testing.T) {
+	w := newWorld(t)
+	w.mount()
+	mounts, err := fuseMounts(w.dir)
+	if err != nil || len(mounts) != 1 {
+		t.Fatal(mounts, err)
+	}
+	served := make(chan struct{})
+	close(served)
+	if err := end(t.TempDir(), mounts[0].device, served); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.ReadDir(w.path("by_id")); err != nil {
+		t.Errorf("another mount has been cut off: %v", err)
 	}
 }
