@@ -95,6 +95,13 @@ soak: build-deps ## the long forms of the random and mass tests, all cells of th
 	CRUNCH_RUN_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m ./oci/network/
 	SSHD_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m -run TestBulk ./gateway/sshd/
 
+.PHONY: faults
+faults: build-deps ## every fault at every point of a run; writes the tables of doc/reliability.md (half an hour)
+	@scripts/deps.sh build run test
+	go build -trimpath -tags $(TAGS),faults -ldflags '-s -w -X main.version=1.2.3-e2e' -o $(B)/faults/crunch-run ./cmd/crunch-run
+	CRUNCH_RUN_TEST_FAULTS=1 CRUNCH_RUN_TEST_FAULTS_REPORT=$(CURDIR)/doc/reliability.md CRUNCH_RUN_TEST_PROGRAM=$(CURDIR)/$(B)/faults/crunch-run \
+	go test -tags $(TAGS),faults -count=1 -timeout 3h -parallel 6 -run TestFaultsOf ./cmd/crunch-run/
+
 .PHONY: gpu-kit
 gpu-kit: release ## collect in .build/gpu-kit what "make test-gpu" needs, to carry it to a machine with a GPU
 	@scripts/deps.sh build test

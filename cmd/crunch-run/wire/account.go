@@ -99,10 +99,10 @@ type account struct {
 // newAccount makes an account with a token, and a cache of so many bytes. New
 // blocks get the storage classes, or the cluster's default ones.
 func (f *clusterFacts) newAccount(api *arvados.Client, token string, classes []string, cache int64) (*account, error) {
-	client, err := keep.NewClient(keep.ClientConfig{
+	client, err := keep.NewClient(paceKeep(keep.ClientConfig{
 		Services: f.services, Token: token, Retries: f.retries, TLS: f.tls,
 		DefaultReplication: f.replication, StorageClasses: classes, DefaultStorageClasses: f.classes,
-	})
+	}))
 	if err != nil {
 		return nil, err
 	}

@@ -10,7 +10,7 @@ import (
 // Connect opens the API and Keep with the token in cfg, for the roles that are
 // no supervisor; keepRetries as in Job.
 func Connect(ctx context.Context, cfg arvados.Config, keepRetries int) (*arvados.Client, keep.BlockStore, func() error, error) {
-	api, err := arvados.NewClient(cfg)
+	api, err := arvados.NewClient(paceAPI(cfg))
 	if err != nil {
 		return nil, nil, nil, err
 	}

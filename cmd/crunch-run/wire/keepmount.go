@@ -21,7 +21,7 @@ const mountCacheSize = 4 * keep.MaxBlockSize
 // ConnectMount opens the API and Keep for the FUSE server, with the token in
 // its environment, which is the container's.
 func ConnectMount(ctx context.Context, opts mount.Options, cfg arvados.Config) (mount.Backend, error) {
-	api, err := arvados.NewClient(cfg)
+	api, err := arvados.NewClient(paceAPI(cfg))
 	if err != nil {
 		return mount.Backend{}, err
 	}
@@ -44,10 +44,10 @@ func ConnectMount(ctx context.Context, opts mount.Options, cfg arvados.Config) (
 	if err != nil {
 		return mount.Backend{}, err
 	}
-	client, err := keep.NewClient(keep.ClientConfig{
+	client, err := keep.NewClient(paceKeep(keep.ClientConfig{
 		Services: services, Token: cfg.Token, Retries: opts.Retries, TLS: config,
 		DefaultReplication: known.Replication, StorageClasses: opts.StorageClasses,
-	})
+	}))
 	if err != nil {
 		return mount.Backend{}, err
 	}

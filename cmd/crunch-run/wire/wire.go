@@ -64,7 +64,7 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 			fmt.Fprintf(j.Stderr, "%s: clean up: %v\n", j.UUID, undone)
 		}
 	}()
-	api, err := arvados.NewClient(j.Cluster)
+	api, err := arvados.NewClient(paceAPI(j.Cluster))
 	if err != nil {
 		j.sayNoKeepstore()
 		return err
@@ -177,6 +177,7 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 		NextSignal:    j.NextSignal,
 		Observer:      j.Observer,
 	}
+	pace(s)
 	s.NextInterruption = j.interruptions(log)
 	if j.Env.InstanceType != "" {
 		s.NodeJSON = []byte(j.Env.InstanceType)

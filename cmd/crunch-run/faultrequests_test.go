@@ -1,0 +1,184 @@
+package main_test
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"crunch-oci/arvados"
+)
+
+// requestFaults are what can happen around a request to the API or Keep. "Away"
+// is two minutes during which all requests to the API fail, or 20 s for Keep, one
+// way after the other.
+var requestFaults = []string{"503", "reset", "garbage", "half an answer", "slow", "away", "503 for ever", "kill -9 before", "kill -9 after"}
+
+var someRequests = []faultCell{
+	{"API: dispatcher PUT containers/UUID state=Running", "half an answer"},
+	{"API: dispatcher PUT containers/UUID state=Running", "garbage"},
+	{"API: dispatcher PUT containers/UUID state=Complete", "half an answer"},
+	{"API: container POST collections output is_trashed", "reset"},
+	{"Keep: GET /HASH", "garbage"},
+	{"API: dispatcher PUT containers/UUID state=Running", "kill -9 after"},
+	{"API: dispatcher PUT containers/UUID state=Complete", "kill -9 before"},
+}
+
+// awayFor is how long the API is away, two minutes in the program with the tag
+// faults, and Keep, 20 s: a Keep client makes 11 rounds, and may be unlucky with
+// the random waits between them.
+func awayFor(point string) time.Duration {
+	if strings.HasPrefix(point, "Keep: ") {
+		return 200 * time.Millisecond
+	}
+	return 1200 * time.Millisecond
+}
+
+// Every request of a run to the API and to Keep meets trouble. What passes costs
+// nothing but time, and nothing that has had its answer is sent again.
+func TestFaultsOfRequests(t *testing.T) {
+	t.Parallel()
+	s := newFaultSweep(t)
+	usual := s.enumerateRequests(t)
+	cells := someRequests
+	if allFaults {
+		cells = nil
+		for _, point := range s.points {
+			for _, fault := range requestFaults {
+				cells = append(cells, faultCell{point, fault})
+			}
+		}
+	}
+	t.Run("cells", func(t *testing.T) {
+		for _, cell := range cells {
+			s.try(t, cell, func(t *testing.T, n *node) faulted { return s.faultAtRequest(t, n, cell, usual) })
+		}
+	})
+	if allFaults {
+		s.report(t, "API calls", requestFaults)
+	}
+}
+
+// requestCounter makes points of names of requests: each is one.
+type requestCounter struct{ count map[string]int }
+
+func (c *requestCounter) point(name string) string {
+	if c.count == nil {
+		c.count = make(map[string]int)
+	}
+	c.count[name]++
+	if n := c.count[name]; n > 1 {
+		return fmt.Sprintf("%s (%d)", name, n)
+	}
+	return name
+}
+
+// enumerateRequests returns how often each request is answered in a run without
+// trouble.
+func (s *faultSweep) enumerateRequests(t *testing.T) map[string]int {
+	n := newNode(t)
+	var mu sync.Mutex
+	var counter requestCounter
+	p := newFaultProxy(t, n, s.cluster, func(name string) trouble {
+		mu.Lock()
+		defer mu.Unlock()
+		s.points = append(s.points, counter.point(name))
+		return noTrouble
+	})
+	uuid := s.submit(t)
+	supervisor := n.start(t, run{args: []string{uuid}, env: p.env})
+	s.judge(t, n, faulted{uuid: uuid, process: supervisor, reached: true, states: []string{arvados.StateComplete}})
+	return p.answered
+}
+
+func (s *faultSweep) faultAtRequest(t *testing.T, n *node, cell faultCell, usual map[string]int) faulted {
+	f := faulted{uuid: s.submit(t), states: []string{arvados.StateComplete}}
+	name, _, _ := strings.Cut(cell.point, " (")
+	if strings.HasSuffix(cell.fault, "for ever") {
+		f.states = nil
+		for _, row := range finalStates {
+			if row.name.MatchString(name) {
+				f.states = row.states
+				break
+			}
+		}
+		if f.states == nil {
+			t.Errorf("finalStates says nothing of %s", name)
+		}
+		if name != cell.point {
+			f.states = nil // the first of them has succeeded: see judge
+		}
+	}
+	f.io = strings.HasPrefix(name, "Keep: GET ") && cell.fault == "503 for ever"
+	if f.io && f.states != nil {
+		f.states = append(f.states[:1:1], arvados.StateComplete)
+	}
+	var mu sync.Mutex
+	var counter requestCounter
+	var away time.Time // when it began
+	failures := 0
+	started := make(chan struct{})
+	p := newFaultProxy(t, n, s.cluster, func(got string) trouble {
+		mu.Lock()
+		defer mu.Unlock()
+		first := counter.point(got) == cell.point
+		f.reached = f.reached || first
+		if f.killed {
+			return lostForGood
+		}
+		switch {
+		case first && cell.fault == "503", f.reached && got == name && cell.fault == "503 for ever":
+			return unavailable
+		case first && cell.fault == "reset":
+			return reset
+		case first && cell.fault == "garbage":
+			return garbage
+		case first && cell.fault == "half an answer":
+			return halfAnswer
+		case first && cell.fault == "slow":
+			time.Sleep(300 * time.Millisecond) // the fault itself
+		case first && cell.fault == "kill -9 before":
+			<-started
+			f.killed = true
+			_ = f.process.cmd.Process.Kill()
+			return lostForGood
+		case f.reached && cell.fault == "away":
+			if first {
+				away = time.Now()
+			}
+			if strings.HasPrefix(got, cell.point[:4]) && time.Since(away) < awayFor(cell.point) {
+				failures++
+				return []trouble{unavailable, reset, garbage, halfAnswer}[failures%4]
+			}
+		}
+		return noTrouble
+	})
+	if cell.fault == "kill -9 after" {
+		p.obeyed = func(got string) bool {
+			mu.Lock()
+			defer mu.Unlock()
+			if got != name || !f.reached || f.killed {
+				return false
+			}
+			<-started
+			f.killed = true
+			_ = f.process.cmd.Process.Kill()
+			return true
+		}
+	}
+	f.process = n.start(t, run{args: []string{f.uuid}, env: append(p.env, faultsFinalTimeout)})
+	close(started)
+	f.process.wait(t)
+	mu.Lock()
+	defer mu.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for name, n := range p.answered {
+		once := strings.Contains(name, " state=") || strings.Contains(name, " POST collections ") || strings.HasSuffix(name, " exit_code")
+		if once && n > max(1, usual[name]) {
+			t.Errorf("%s: answered %d times", name, n)
+		}
+	}
+	return f
+}
