@@ -362,6 +362,7 @@ func parentRole() int {
 	}
 	fmt.Println("pid", cmd.Process.Pid)
 	_ = unix.Pause() // for a signal
+	return 0
 }
 
 // When the parent dies, the server dies with it, and no mount is left anywhere.
