@@ -347,6 +347,33 @@ func TestInterruptedWait(t *testing.T) {
 	}
 }
 
+// Who waits for a request learns that it was cancelled while it was queued, which
+// changes no state on the cluster.
+func TestWaitForCancelled(t *testing.T) {
+	u := newUser(t)
+	u.image("tools")
+	ended := make(chan string, 1)
+	go func() {
+		code, stdout, stderr := u.run("submit", "--name", "unwanted", "--image", "tools", "--wait", "--", "true")
+		ended <- fmt.Sprint(code, " ", stdout, stderr)
+	}()
+	uuid := ""
+	for uuid == "" {
+		select {
+		case e := <-ended:
+			t.Fatal(e)
+		case <-time.After(10 * time.Millisecond):
+		}
+		for uuid = range u.requests("unwanted") {
+		}
+	}
+	u.must("request", "cancel", uuid)
+	got := <-ended
+	if !strings.HasPrefix(got, fmt.Sprint(exitNoStatus)+" ") || !strings.Contains(got, uuid+" has been cancelled before it began\n") || !strings.Contains(got, "Committed (cancelled)") {
+		t.Errorf("%s", got)
+	}
+}
+
 func (u *user) end2(uuid string, change map[string]any) {
 	u.t.Helper()
 	if err := u.dispatch.Call(u.ctx, http.MethodPut, "container_requests/"+uuid, attrs{"container_request": change}, nil); err != nil {

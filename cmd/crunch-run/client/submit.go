@@ -201,7 +201,9 @@ func runSubmit(ctx context.Context, c *invocation) (status int, err error) {
 	return status, err
 }
 
-// waitFor waits until the request is final, and says how it gets on.
+// waitFor waits until the request is final, and says how it gets on. A request that
+// is cancelled before its container has begun stays as it is on the cluster, so
+// that it can be given a priority again: nobody waits for that.
 func (c *invocation) waitFor(ctx context.Context, s *transfer.Session, r arvados.ContainerRequest) (*requestReport, error) {
 	// Hours may have been waited already: some minutes more without the cluster
 	// are nothing.
@@ -215,6 +217,10 @@ func (c *invocation) waitFor(ctx context.Context, s *transfer.Session, r arvados
 			if now := progress(container); now != said {
 				fmt.Fprintf(c.Stderr, "%s\n", now)
 				said = now
+			}
+			if r.Priority == 0 && container.State == arvados.StateQueued {
+				fmt.Fprintf(c.Stderr, "%s has been cancelled before it began\n", r.UUID)
+				return &requestReport{request: r, container: container}, nil
 			}
 		}
 		select {
