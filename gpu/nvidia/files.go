@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"crunch-oci/gpu/edit"
 	"crunch-oci/gpu/elfso"
 	"crunch-oci/gpu/host"
@@ -29,7 +31,8 @@ var (
 	utilityPrograms  = []string{"nvidia-smi", "nvidia-debugdump", "nvidia-persistenced"}
 	computePrograms  = []string{"nvidia-cuda-mps-control", "nvidia-cuda-mps-server"}
 	sockets          = []string{"/run/nvidia-persistenced/socket", "/run/nvidia-fabricmanager/socket"}
-	// mpsDir is where the MPS daemon of the node listens, if there is one.
+	// mpsDir is where the MPS daemon of the node listens, if root runs one. Anybody
+	// on the node can make that name first, as a link to what is root's to read.
 	mpsDir = "/tmp/nvidia-mps"
 	// libraryDirs are searched in this order, after the one where the node's own
 	// loader finds libcuda.so.1. 32-bit libraries are nowhere among them.
@@ -75,16 +78,22 @@ func Files(h host.Host, version string, caps Capabilities) (e edit.Edits, missin
 		}
 	}
 	addFirmware(&e, h, version)
-	list := sockets
-	if caps.Compute {
-		list = append(slices.Clone(sockets), mpsDir)
-	}
-	for _, name := range list {
+	for _, name := range sockets {
 		if source, _, err := h.Resolve(name); err == nil {
 			e.Mounts = append(e.Mounts, edit.Mount{Source: source, Target: name, Socket: true})
 		}
 	}
+	if source := filepath.Join(h.Root, mpsDir); caps.Compute && isRootsDirectory(source) {
+		e.Mounts = append(e.Mounts, edit.Mount{Source: source, Target: mpsDir, Socket: true})
+	}
 	return e, missing
+}
+
+// isRootsDirectory tells whether name itself, not what it links to, is a
+// directory of root's: in a sticky directory nobody else can then replace it.
+func isRootsDirectory(name string) bool {
+	var st unix.Stat_t
+	return unix.Lstat(name, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR && st.Uid == 0
 }
 
 // searchDirs are the directories of libraries, each once, as they are without

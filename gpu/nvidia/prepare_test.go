@@ -3,10 +3,12 @@ package nvidia_test
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
 	"crunch-oci/gpu/device"
+	"crunch-oci/gpu/edit"
 	"crunch-oci/gpu/gputest"
 	"crunch-oci/gpu/host"
 	"crunch-oci/gpu/nvidia"
@@ -113,6 +115,32 @@ func TestPrepareMIG(t *testing.T) {
 	log, err := os.ReadFile(driver.Path("modprobe.log"))
 	if want := " -f /proc/driver/nvidia/capabilities/gpu0/mig/gi3/access\n"; err != nil || string(log) != want {
 		t.Errorf("nvidia-modprobe was run with %q, %v", log, err)
+	}
+}
+
+// What anybody can make in /tmp is not the MPS daemon's.
+func TestMPSDirectory(t *testing.T) {
+	driver := gputest.New(t, 1)
+	given := func() bool {
+		e, _ := nvidia.Files(host.At(driver.Root), gputest.Version, nvidia.Capabilities{Compute: true})
+		return slices.ContainsFunc(e.Mounts, func(m edit.Mount) bool { return m.Target == "/tmp/nvidia-mps" })
+	}
+	driver.File("root/secret", "")
+	driver.File("tmp/x", "")
+	driver.Link("tmp/nvidia-mps", "/root")
+	if given() {
+		t.Error("a link to what is root's is given to the container")
+	}
+	driver.Remove("tmp/nvidia-mps")
+	driver.File("tmp/nvidia-mps/control", "")
+	if !given() {
+		t.Error("the directory of root's daemon is not given")
+	}
+	if err := os.Chown(driver.Path("tmp/nvidia-mps"), 1000, 1000); err != nil {
+		t.Fatal(err)
+	}
+	if given() {
+		t.Error("the directory of somebody else, who can replace it, is given")
 	}
 }
 

@@ -112,7 +112,7 @@ func holds(word string, inv device.Inventory, devices []device.Device) (ok bool,
 		case "brand":
 			// What NVML calls the brand changes between drivers; images name
 			// "tesla" for what is for data centres.
-			if brand := brandOf(devices); (brand == value) != (operator == "=") {
+			if brand := brandOf(devices); (brand == value) == (operator == "!=") {
 				return false, unknown
 			}
 			continue

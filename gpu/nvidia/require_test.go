@@ -24,6 +24,7 @@ func TestCheckRequirements(t *testing.T) {
 		{"NVIDIA_REQUIRE_X=driver!=535.183.01", "no"},
 		{"NVIDIA_REQUIRE_X=driver=535.183.1", "yes"},
 		{"NVIDIA_REQUIRE_X=brand!=geforce", "yes"},
+		{"NVIDIA_REQUIRE_X=brand==tesla", "yes"},
 		{"NVIDIA_REQUIRE_X=cuda<=12.2,cuda<13,cuda>12", "yes"},
 		{"NVIDIA_REQUIRE_X=moon>=3", "is not known"},
 		{"NVIDIA_REQUIRE_X=nonsense", "is not understood"},
