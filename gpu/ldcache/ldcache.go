@@ -89,13 +89,16 @@ func Parse(data []byte) (*Cache, error) {
 	if newHeader+n*newEntry > uint64(len(data)) {
 		return nil, fmt.Errorf("%w: cut off", ErrFormat)
 	}
-	c := new(Cache)
+	c, strs := new(Cache), 0
 	for i := range n {
 		e := data[newHeader+i*newEntry:]
 		name, ok1 := text(data, binary.LittleEndian.Uint32(e[4:]))
 		path, ok2 := text(data, binary.LittleEndian.Uint32(e[8:]))
 		if !ok1 || !ok2 {
 			return nil, fmt.Errorf("%w: entry %d", ErrFormat, i)
+		}
+		if strs += len(name) + len(path); strs > maxStrings {
+			return nil, fmt.Errorf("%w: its strings overlap", ErrFormat)
 		}
 		c.Entries = append(c.Entries, Entry{
 			Name: name, Path: path, Flags: int32(binary.LittleEndian.Uint32(e)),
@@ -140,9 +143,14 @@ func (c *Cache) parseExtensions(data, table []byte) error {
 	return nil
 }
 
-// longest bounds the strings of a cache (PATH_MAX): a file of overlapping
-// strings would otherwise fill the memory.
-const longest = 4096
+const (
+	// longest bounds the strings of a cache (PATH_MAX).
+	longest = 4096
+	// maxStrings bounds all of them together, in bytes: a small file of entries
+	// that all refer to the same long string would otherwise fill the memory. In
+	// honest files a name is at most the end of a path as well.
+	maxStrings = 2 * MaxSize
+)
 
 // text returns the string at an offset, without its final NUL.
 func text(data []byte, at uint32) (string, bool) {

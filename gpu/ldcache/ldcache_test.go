@@ -2,6 +2,8 @@ package ldcache
 
 import (
 	"bytes"
+	"encoding/binary"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -150,6 +152,20 @@ func TestHostileCaches(t *testing.T) {
 	copy(big[20:], []byte{0xff, 0xff, 0xff, 0x7f})
 	if _, err := Parse(big); err == nil {
 		t.Error("too many entries: no error")
+	}
+	// 15 MB, of which every entry is two strings of 4 KB.
+	const n = 600_000
+	bomb := append([]byte(magicNew), make([]byte, newHeader-len(magicNew)+n*newEntry)...)
+	le := binary.LittleEndian
+	le.PutUint32(bomb[20:], n)
+	for i := range n {
+		e := bomb[newHeader+i*newEntry:]
+		le.PutUint32(e[4:], uint32(len(bomb)))
+		le.PutUint32(e[8:], uint32(len(bomb)))
+	}
+	bomb = append(append(bomb, bytes.Repeat([]byte("a"), longest-1)...), 0)
+	if _, err := Parse(bomb); !errors.Is(err, ErrFormat) {
+		t.Errorf("overlapping strings: %v", err)
 	}
 }
 
