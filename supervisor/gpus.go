@@ -7,7 +7,6 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
-	"crunch-oci/gpu"
 	"crunch-oci/gpu/device"
 	"crunch-oci/supervisor/stats"
 )
@@ -111,22 +110,9 @@ func (r *run) watchGPUs() {
 			r.Log.Printf("further errors of the GPUs are not logged")
 		}
 		if e.Serious() {
-			r.reportGPUError(e.Kind, text)
+			r.warnLater(warning{source: text, text: "GPU error: " + e.Kind, detail: text})
 		}
 	}, func(note string) { r.Log.Printf("%s", note) })
-}
-
-// reportGPUError publishes an error of a GPU.
-func (r *run) reportGPUError(kind, text string) {
-	r.background.run(func(ctx context.Context) {
-		err := r.Records.UpdateContainer(ctx, r.UUID, map[string]any{"runtime_status": map[string]string{
-			"warning":       "GPU error: " + kind,
-			"warningDetail": text,
-		}})
-		if err != nil {
-			r.Log.Printf("error updating container runtime_status: %v", err)
-		}
-	})
 }
 
 // gpuStats is the source of the statistics of GPUs; nil without any.
@@ -151,5 +137,5 @@ func (r *run) gpuStats() func() []stats.GPU {
 // isGPUsFault tells whether this node's GPU driver must be repaired: nobody
 // should get this node until then.
 func isGPUsFault(err error) bool {
-	return errors.Is(err, device.ErrNoDriver) && !errors.Is(err, gpu.ErrOff)
+	return errors.Is(err, device.ErrNoDriver)
 }

@@ -113,6 +113,7 @@ func TestContainerWithGPUs(t *testing.T) {
 func TestGPUErrors(t *testing.T) {
 	w := succeeding(t)
 	f := w.wantGPUs()
+	w.api.record["runtime_status"] = map[string]any{"preemptionNotice": "soon"} // another's, and stays
 	reported := make(chan struct{})
 	w.api.edit = func(c *call, _ any) {
 		if attrs, ok := c.Params["container"].(map[string]any); ok && attrs["runtime_status"] != nil {
@@ -131,7 +132,7 @@ func TestGPUErrors(t *testing.T) {
 	}
 	w.run()
 	w.ends(arvados.StateComplete, 0, "")
-	want := map[string]any{"warning": "GPU error: XID 79", "warningDetail": "GPU 3 (GPU-3): XID 79"}
+	want := map[string]any{"preemptionNotice": "soon", "warning": "GPU error: XID 79", "warningDetail": "GPU 3 (GPU-3): XID 79"}
 	if got := w.api.record["runtime_status"]; fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("runtime_status %v", got)
 	}
