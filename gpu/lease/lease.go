@@ -110,7 +110,7 @@ func (l *Lease) holds(uuid string) bool {
 }
 
 func (d Dir) takeOnce(ctx context.Context, candidates []device.Device, owner Owner, choose func([]device.Device) ([]device.Device, error)) (_ *Lease, dying bool, err error) {
-	if err := os.MkdirAll(string(d), 0o755); err != nil {
+	if err := d.make(); err != nil {
 		return nil, false, fmt.Errorf("GPU locks: %w", err)
 	}
 	gate, err := d.open(all)
@@ -214,15 +214,35 @@ func (d Dir) lastHolder(uuid string) Owner {
 	return read(f)
 }
 
-// Holders says in words who holds which of the devices, for a message.
+// Holders says in words who holds which of the devices, for a message: also of
+// dead ones, of whom something is left.
 func (d Dir) Holders(devices []device.Device) string {
 	var said []string
 	for _, dev := range devices {
 		if o := d.Holder(dev.UUID); o.UUID != "" {
 			said = append(said, fmt.Sprintf("%s: %s", dev.Label(), o.UUID))
+		} else if o := d.lastHolder(dev.UUID); o.Remains != "" && exists(o.Remains) {
+			said = append(said, fmt.Sprintf("%s: %s, whose supervisor has died, has left %s", dev.Label(), o.UUID, o.Remains))
 		}
 	}
 	return strings.Join(said, ", ")
+}
+
+// make makes the directory. Where that is is anybody's to write (/var/lock): what
+// others have made there first is not used, because they could lend every GPU
+// twice.
+func (d Dir) make() error {
+	if err := os.MkdirAll(string(d), 0o755); err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(string(d), &st); err != nil {
+		return &os.PathError{Op: "lstat", Path: string(d), Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Geteuid() || st.Mode&0o002 != 0 {
+		return fmt.Errorf("%s is not a directory that only user %d can write: remove it", string(d), os.Geteuid())
+	}
+	return nil
 }
 
 // fileName makes a file name of a UUID, which comes from a driver.
@@ -235,10 +255,18 @@ func fileName(uuid string) string {
 	}, uuid) + ".lock"
 }
 
+// lockMode keeps others out: who may read a file may lock it for reading, and
+// nobody could lock it for writing then.
+const lockMode = 0o600
+
 func (d Dir) open(name string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(string(d), name), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o644)
+	f, err := os.OpenFile(filepath.Join(string(d), name), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, lockMode)
 	if err != nil {
 		return nil, fmt.Errorf("GPU lock: %w", err)
+	}
+	// Also one that is there already.
+	if err := f.Chmod(lockMode); err != nil {
+		return nil, errors.Join(fmt.Errorf("GPU lock: %w", err), f.Close())
 	}
 	return f, nil
 }

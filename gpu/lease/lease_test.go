@@ -256,6 +256,9 @@ func TestShareWithTheDead(t *testing.T) {
 	if _, err := locks.Take(t.Context(), gpus(1), Owner{UUID: "other"}, first(1)); !errors.Is(err, device.ErrBusy) {
 		t.Errorf("without an assignment: %v", err)
 	}
+	if s, want := locks.Holders(gpus(2)), "0: dead, whose supervisor has died, has left "+dir; s != want {
+		t.Errorf("holders %q, want %q", s, want)
+	}
 	l, err := locks.Share(t.Context(), gpus(1), Owner{UUID: "other"})
 	if err != nil || l.Shared["GPU-0"].UUID != "dead" {
 		t.Fatalf("%+v, %v", l, err)
@@ -289,5 +292,39 @@ func TestTroubleOfTheDirectory(t *testing.T) {
 	}
 	if names, _ := filepath.Glob(string(locks) + "/*etc*"); len(names) != 1 {
 		t.Errorf("lock files %q", names)
+	}
+}
+
+// Users of the node can neither make the locks theirs nor keep them locked.
+func TestOthersOnTheNode(t *testing.T) {
+	const nobody = 65534
+	dir := t.TempDir()
+	for name, prepare := range map[string]func(path string) error{
+		"their directory": func(path string) error { return errors.Join(os.Mkdir(path, 0o755), os.Chown(path, nobody, nobody)) },
+		"a link":          func(path string) error { return os.Symlink(dir, path) },
+		"everybody's":     func(path string) error { return errors.Join(os.Mkdir(path, 0o755), os.Chmod(path, 0o777)) },
+	} {
+		path := filepath.Join(t.TempDir(), "locks")
+		if err := prepare(path); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Dir(path).Take(t.Context(), gpus(1), Owner{}, first(1)); err == nil || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if left, _ := os.ReadDir(dir); len(left) != 0 {
+		t.Errorf("made where the link leads: %v", left)
+	}
+	locks := Dir(filepath.Join(t.TempDir(), "locks"))
+	if err := errors.Join(os.Mkdir(string(locks), 0o755), os.WriteFile(filepath.Join(string(locks), "GPU-0.lock"), nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := locks.Take(t.Context(), gpus(1), Owner{}, first(1)); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"all.lock", "GPU-0.lock"} {
+		if fi, err := os.Stat(filepath.Join(string(locks), name)); err != nil || fi.Mode() != 0o600 {
+			t.Errorf("%s: %v, %v", name, fi.Mode(), err)
+		}
 	}
 }
