@@ -72,7 +72,7 @@ run: ## run a first container: a small Debian busybox image, an input, an output
 test: ## static checks, the release build, and every test, as root, with real containers
 	@scripts/deps.sh build run test
 	@$(MAKE) --no-print-directory build lint release
-	go test -tags $(TAGS) -race -timeout 15m ./...
+	go test -tags $(TAGS) -race -timeout 30m ./...
 
 .PHONY: test-quick
 test-quick: build ## the tests without the race detector
