@@ -27,7 +27,7 @@ type Container struct {
 	lifeline *os.File
 	pid      int
 	startErr atomic.Pointer[StartError]
-	running  *Running // nil if the command was found not to be executable
+	running  *inhabited // nil if the command was found not to be executable
 
 	ended   chan struct{} // closed when init has been reaped
 	exit    ExitStatus    // valid once ended is closed

@@ -17,11 +17,7 @@ import (
 // what listens there is not the container's.
 var ErrHostNetwork = errors.New("container has no IP address distinct from host")
 
-// Dial connects to a TCP port in the container's network namespace: by its
-// loopback addresses, where also services are found that listen on nothing else,
-// then by its other ones. The error is ErrHostNetwork if the namespace is the
-// host's, an *ExecError if the container does not run.
-func (r *Running) Dial(ctx context.Context, port int) (net.Conn, error) {
+func (r *inhabited) Dial(ctx context.Context, port int) (net.Conn, error) {
 	if port < 1 || port > 65535 {
 		return nil, fmt.Errorf("connect to the container: port %d is not between 1 and 65535", port)
 	}
@@ -55,7 +51,10 @@ func (r *Running) Dial(ctx context.Context, port int) (net.Conn, error) {
 	return a.conn, a.err
 }
 
-// Dial connects to a port in the container; see Running.Dial.
+// Dial connects to a TCP port in the container's network namespace: by its
+// loopback addresses, where also services are found that listen on nothing else,
+// then by its other ones. The error is ErrHostNetwork if the namespace is the
+// host's, an *ExecError if the container does not run.
 func (c *Container) Dial(ctx context.Context, port int) (net.Conn, error) {
 	if c.running == nil {
 		return nil, errEnded
@@ -65,7 +64,7 @@ func (c *Container) Dial(ctx context.Context, port int) (net.Conn, error) {
 
 // networkNamespace opens the container's network namespace, which is not the
 // host's.
-func (r *Running) networkNamespace() (*os.File, error) {
+func (r *inhabited) networkNamespace() (*os.File, error) {
 	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", r.pid))
 	if err == nil && r.alive() != nil {
 		// Reaped: the number may have been another's when it was opened.

@@ -180,7 +180,7 @@ func (e *entering) explain(err error) error {
 
 // endsSoon tells whether the container is ending. Of its processes, which are all
 // killed then, the one that asks for it may have been among the first.
-func (r *Running) endsSoon() bool {
+func (r *inhabited) endsSoon() bool {
 	const patience, interval = 500 * time.Millisecond, 10 * time.Millisecond
 	ticks := time.NewTicker(interval)
 	defer ticks.Stop()
@@ -194,7 +194,7 @@ func (r *Running) endsSoon() bool {
 }
 
 // ending tells whether the first process ends or has ended.
-func (r *Running) ending() bool {
+func (r *inhabited) ending() bool {
 	s, err := readProcStat(r.pid)
 	return err != nil || s.exiting || r.alive() != nil
 }

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -55,10 +54,10 @@ var (
 	errEnded      = &ExecError{1, "the container has ended"}
 )
 
-// Running is a running container for those who come in from outside: they run
-// commands in it and connect to its network. Container has the same methods for
-// the process that created it. They may be called from several goroutines.
-type Running struct {
+// inhabited is a running container as those see it who come in from outside:
+// they run commands in it and connect to its network. Its methods, which are
+// Container's, may be called from several goroutines.
+type inhabited struct {
 	stateDir, id string
 	pid          int
 	cgroup       *cgroups.Cgroup
@@ -77,58 +76,8 @@ type Running struct {
 // maxStarts is how many commands are being started at the same time.
 const maxStarts = 8
 
-// Load finds container id, which another process created. The error is an
-// *ExecError if there is no such container, or it does not run.
-//
-// A process that starts commands in a container of another must not be stopped
-// by a signal meanwhile: the kernel lets a container end only when all its
-// processes are reaped by those who started them.
-func (r *Runtime) Load(ctx context.Context, id string) (*Running, error) {
-	if !filepath.IsAbs(r.StateDir) {
-		return nil, fmt.Errorf("find container: state directory %q is not an absolute path", r.StateDir)
-	}
-	if err := checkID(id); err != nil {
-		return nil, fmt.Errorf("find container: %w", err)
-	}
-	if ctx.Err() != nil {
-		return nil, fmt.Errorf("find container: %w", context.Cause(ctx))
-	}
-	guest, err := libct.Load(r.StateDir, id)
-	if errors.Is(err, libct.ErrGone) {
-		return nil, &ExecError{1, fmt.Sprintf("there is no container %s on this node", id)}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("find container %s: %w", id, err)
-	}
-	pid, start, err := guest.Init()
-	if err != nil {
-		return nil, fmt.Errorf("find container %s: %w", id, err)
-	}
-	// First the handle, then whether it is one of that process.
-	handle, err := os.FindProcess(pid)
-	if err != nil {
-		return nil, errEnded
-	}
-	if s, err := readProcStat(pid); err != nil || s.start != start {
-		return nil, errEnded
-	}
-	if err := refuse(guest); err != nil {
-		return nil, err
-	}
-	record, err := os.ReadFile(filepath.Join(r.StateDir, id, cgroupRecord))
-	if err != nil {
-		return nil, fmt.Errorf("find container %s: %w", id, err)
-	}
-	cg := new(cgroups.Cgroup)
-	if err := json.Unmarshal(record, cg); err != nil {
-		return nil, fmt.Errorf("find container %s: %s: %w", id, cgroupRecord, err)
-	}
-	alive := func() error { return handle.Signal(syscall.Signal(0)) }
-	return newRunning(r.StateDir, id, pid, cg, alive), nil
-}
-
-func newRunning(stateDir, id string, pid int, cg *cgroups.Cgroup, alive func() error) *Running {
-	return &Running{stateDir: stateDir, id: id, pid: pid, cgroup: cg, alive: alive, accounts: make(chan struct{}, 1), starts: make(chan struct{}, maxStarts)}
+func newInhabited(stateDir, id string, pid int, cg *cgroups.Cgroup, alive func() error) *inhabited {
+	return &inhabited{stateDir: stateDir, id: id, pid: pid, cgroup: cg, alive: alive, accounts: make(chan struct{}, 1), starts: make(chan struct{}, maxStarts)}
 }
 
 // refuse returns an *ExecError if no command can run in the container now.
@@ -144,15 +93,7 @@ func refuse(guest *libct.Guest) error {
 	return nil
 }
 
-// Exec starts a command in the container: in its namespaces and cgroup, with its
-// system call filter and limits, and with no more privileges than its first
-// process could have. It returns when the command runs; the error is an
-// *ExecError if the reason lies in the command, the account or the container.
-//
-// ctx bounds the start only. What has been started ends by itself, by
-// Session.Kill, or with the container, whose end and exit status it does not
-// affect. The caller must call Session.Close in the end.
-func (r *Running) Exec(ctx context.Context, q ExecRequest) (*Session, error) {
+func (r *inhabited) Exec(ctx context.Context, q ExecRequest) (*Session, error) {
 	p, shells, err := r.prepareExec(ctx, q)
 	if err != nil {
 		return nil, err
@@ -173,7 +114,14 @@ func (r *Running) Exec(ctx context.Context, q ExecRequest) (*Session, error) {
 	return nil, &ExecError{127, "there is no shell in the container"}
 }
 
-// Exec runs a command in the container; see Running.Exec.
+// Exec starts a command in the container: in its namespaces and cgroup, with its
+// system call filter and limits, and with no more privileges than its first
+// process could have. It returns when the command runs; the error is an
+// *ExecError if the reason lies in the command, the account or the container.
+//
+// ctx bounds the start only. What has been started ends by itself, by
+// Session.Kill, or with the container, whose end and exit status it does not
+// affect. The caller must call Session.Close in the end.
 func (c *Container) Exec(ctx context.Context, q ExecRequest) (*Session, error) {
 	if c.running == nil {
 		return nil, errEnded // the command was not executable: nothing ever ran
@@ -183,7 +131,7 @@ func (c *Container) Exec(ctx context.Context, q ExecRequest) (*Session, error) {
 
 // prepareExec returns all there is to say about the process but its arguments,
 // and what to take for a login shell.
-func (r *Running) prepareExec(ctx context.Context, q ExecRequest) (p *specs.Process, shells [][]string, err error) {
+func (r *inhabited) prepareExec(ctx context.Context, q ExecRequest) (p *specs.Process, shells [][]string, err error) {
 	for _, s := range slices.Concat(q.Args, q.Env, []string{q.User}) {
 		if strings.IndexByte(s, 0) >= 0 {
 			return nil, nil, &ExecError{1, "the command, its environment or its account contains a NUL byte"}

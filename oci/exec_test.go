@@ -31,11 +31,6 @@ func newBox(t testing.TB, edits ...func(*oci.Request)) *box {
 	return b
 }
 
-// execer is what a container and one that was loaded have in common.
-type execer interface {
-	Exec(ctx context.Context, q oci.ExecRequest) (*oci.Session, error)
-}
-
 type execResult struct {
 	stdout, stderr string
 	code           int
@@ -73,7 +68,7 @@ func finish(t testing.TB, s *oci.Session, input string) execResult {
 	return r
 }
 
-func execIn(t testing.TB, c execer, q oci.ExecRequest, input string) execResult {
+func execIn(t testing.TB, c *oci.Container, q oci.ExecRequest, input string) execResult {
 	t.Helper()
 	s, err := c.Exec(t.Context(), q)
 	must(t, err)
@@ -482,48 +477,6 @@ func TestExecIsBoundedByItsContext(t *testing.T) {
 		}
 	}
 	waitFor(t, "the rest to be gone", func() bool { return len(living(t, b)) == 1 })
-}
-
-// Another process finds the container by its state, also if it does not see the
-// file system that the container is on.
-func TestExecInLoadedContainer(t *testing.T) {
-	for _, moved := range []bool{false, true} {
-		req := newRequest(t, newID(), "sleep 600")
-		testLoaded(t, req, func() {
-			if moved {
-				must(t, os.Rename(req.RootfsPath, req.RootfsPath+".moved"))
-			}
-		})
-	}
-}
-
-func testLoaded(t *testing.T, req oci.Request, meanwhile func()) {
-	s := newSupervision(t, req)
-	_, out := s.start(t)
-	for _, want := range []string{"created\n", "started\n"} {
-		if line, err := out.ReadString('\n'); line != want {
-			t.Fatalf("got %q, %v", line, err)
-		}
-	}
-	meanwhile()
-	r := &oci.Runtime{StateDir: s.StateDir}
-	c, err := r.Load(t.Context(), s.ID)
-	must(t, err)
-	if got := execIn(t, c, oci.ExecRequest{User: "alice", Args: []string{"sh", "-c", "cat; id -u"}}, "x"); got != (execResult{stdout: "x1000\n"}) {
-		t.Errorf("%+v", got)
-	}
-	_, err = r.Load(t.Context(), "other")
-	var refused *oci.ExecError
-	if !errors.As(err, &refused) || refused.Text != "there is no container other on this node" {
-		t.Errorf("%v", err)
-	}
-	must(t, (&oci.Runtime{StateDir: s.StateDir}).Cleanup(t.Context(), s.ID))
-	if _, err := c.Exec(t.Context(), sh("true")); !errors.As(err, &refused) {
-		t.Errorf("%v", err)
-	}
-	if _, err := os.Stat(filepath.Join(s.StateDir, s.ID)); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("%v", err)
-	}
 }
 
 // Where the container has all the processes it may have, the user is told so, in

@@ -13,7 +13,7 @@ import (
 // account looks an account up in the container as it is now: in the files that
 // its processes see. These may lie on a file system that does not answer, so ctx
 // is heeded, and one look-up is made at a time.
-func (r *Running) account(ctx context.Context, user string) (identity, error) {
+func (r *inhabited) account(ctx context.Context, user string) (identity, error) {
 	if user == "" {
 		user = "root"
 	}
@@ -40,7 +40,7 @@ func (r *Running) account(ctx context.Context, user string) (identity, error) {
 	}
 }
 
-func (r *Running) lookUp(user string) (identity, error) {
+func (r *inhabited) lookUp(user string) (identity, error) {
 	root := fmt.Sprintf("/proc/%d/root", r.pid)
 	passwd, err := readInRoot(root, "/etc/passwd")
 	var group string

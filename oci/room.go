@@ -12,7 +12,7 @@ const startPIDs = 6
 // crowded returns an *ExecError if the container's processes leave no room for
 // one more. Without this question the program that is to become the command
 // would end somewhere on its way, with words that nobody understands.
-func (r *Running) crowded() error {
+func (r *inhabited) crowded() error {
 	if r.cgroup == nil {
 		return nil
 	}
@@ -24,7 +24,7 @@ func (r *Running) crowded() error {
 
 // refusals is how often the limit has kept the container's processes, or those
 // on their way into it, from making another.
-func (r *Running) refusals() uint64 {
+func (r *inhabited) refusals() uint64 {
 	if r.cgroup == nil {
 		return 0
 	}

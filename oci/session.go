@@ -175,7 +175,7 @@ func (s *Session) reap() {
 
 // enter starts a process in the container and returns when it executes its
 // program.
-func (r *Running) enter(ctx context.Context, p *specs.Process, size *TerminalSize) (*Session, error) {
+func (r *inhabited) enter(ctx context.Context, p *specs.Process, size *TerminalSize) (*Session, error) {
 	select {
 	case r.starts <- struct{}{}:
 	case <-ctx.Done():
@@ -226,12 +226,12 @@ func (r *Running) enter(ctx context.Context, p *specs.Process, size *TerminalSiz
 // entering is a process on its way into the container, with both ends of all
 // that connects it to this one.
 type entering struct {
-	r                 *Running
+	r                 *inhabited
 	process           *specs.Process
 	ours              [3]*os.File // streams
 	theirs            libct.EnterFiles
 	lifeline, console *os.File
-	refusals          uint64 // before it was started; see Running.refusals
+	refusals          uint64 // before it was started; see inhabited.refusals
 }
 
 func (e *entering) open(size *TerminalSize) (err error) {

@@ -70,7 +70,7 @@ func (c *Container) startInit(ctx context.Context, stateDir string, stdio Stdio)
 	}
 	c.pid = c.ctr.PID()
 	alive := func() error { return c.ctr.Signal(0) }
-	c.running = newRunning(stateDir, c.id, c.pid, c.cgroup, alive)
+	c.running = newInhabited(stateDir, c.id, c.pid, c.cgroup, alive)
 	go func() {
 		defer close(c.ended)
 		status, err := c.ctr.Wait()

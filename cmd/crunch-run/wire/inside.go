@@ -10,17 +10,10 @@ import (
 	"crunch-oci/oci"
 )
 
-// Enterable is a container for those who come in from outside: *oci.Container,
-// or *oci.Running for one that another process has created.
-type Enterable interface {
-	Exec(ctx context.Context, q oci.ExecRequest) (*oci.Session, error)
-	Dial(ctx context.Context, port int) (net.Conn, error)
-}
-
 // Inside returns a container as the gateway sees it.
-func Inside(c Enterable) gateway.Target { return inside{c} }
+func Inside(c *oci.Container) gateway.Target { return inside{c} }
 
-type inside struct{ container Enterable }
+type inside struct{ container *oci.Container }
 
 // Dial implements gateway.Target.
 func (i inside) Dial(ctx context.Context, port int) (net.Conn, error) {

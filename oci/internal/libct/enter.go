@@ -1,11 +1,9 @@
 package libct
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"syscall"
 
 	"github.com/opencontainers/runc/libcontainer"
@@ -13,16 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Guest is a container that exists, as its state directory describes it. It may
-// have been made by another process.
+// Guest is a container that exists, as its state directory describes it.
 //
 // libcontainer holds a lock of its Container for as long as it starts a process,
 // which is for ever if the program lies on a file system that does not answer.
 // So each process gets a Guest of its own, and none shares the Container with
 // which the container is started and removed.
 type Guest struct {
-	ctr          *libcontainer.Container
-	stateDir, id string
+	ctr *libcontainer.Container
 }
 
 // ErrGone is returned by Load if there is no such container any more.
@@ -38,17 +34,7 @@ func Load(stateDir, id string) (*Guest, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the container's state: %w", err)
 	}
-	return &Guest{ctr, stateDir, id}, nil
-}
-
-// Init returns the process id and the start time (proc(5), in clock ticks) of
-// the container's first process.
-func (g *Guest) Init() (pid int, start uint64, err error) {
-	state, err := g.ctr.State()
-	if err != nil {
-		return 0, 0, fmt.Errorf("read the container's state: %w", err)
-	}
-	return state.InitProcessPid, state.InitProcessStartTime, nil
+	return &Guest{ctr}, nil
 }
 
 // Status of a container.
@@ -117,15 +103,7 @@ func (g *Guest) Enter(p *specs.Process, files EnterFiles) (*Entered, error) {
 		}
 	}
 	process.ExtraFiles = []*os.File{files.Lifeline} // becomes lifelineFd
-	ctr := g.ctr
-	if _, err := os.Stat(ctr.Config().Rootfs); err != nil {
-		var remove func()
-		if ctr, remove, err = g.withoutRoot(); err != nil {
-			return nil, err
-		}
-		defer remove()
-	}
-	if err := ctr.Start(process); err != nil {
+	if err := g.ctr.Start(process); err != nil {
 		return nil, err
 	}
 	pid, err := process.Pid()
@@ -133,54 +111,6 @@ func (g *Guest) Enter(p *specs.Process, files EnterFiles) (*Entered, error) {
 		return nil, err
 	}
 	return &Entered{process: process, PID: pid}, nil
-}
-
-// withoutRoot returns the same container, from a copy of its state that names "/"
-// as its root directory on the host. libcontainer starts processes from there,
-// before they enter the container; but where the container's creator has mounts
-// that this process does not see (a private /tmp, say), there is none.
-func (g *Guest) withoutRoot() (_ *libcontainer.Container, remove func(), err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("read the container's state: %w", err)
-		}
-	}()
-	const name = "state.json"
-	b, err := os.ReadFile(filepath.Join(g.stateDir, g.id, name))
-	if err != nil {
-		return nil, nil, err
-	}
-	var state, config map[string]json.RawMessage
-	if err := json.Unmarshal(b, &state); err != nil {
-		return nil, nil, err
-	}
-	if err := json.Unmarshal(state["config"], &config); err != nil {
-		return nil, nil, err
-	}
-	config["rootfs"] = json.RawMessage(`"/"`)
-	if state["config"], err = json.Marshal(config); err != nil {
-		return nil, nil, err
-	}
-	if b, err = json.Marshal(state); err != nil {
-		return nil, nil, err
-	}
-	dir, err := os.MkdirTemp("", "crunch-run-state-")
-	if err != nil {
-		return nil, nil, err
-	}
-	remove = func() { _ = os.RemoveAll(dir) }
-	if err = os.Mkdir(filepath.Join(dir, g.id), 0o700); err == nil {
-		err = os.WriteFile(filepath.Join(dir, g.id, name), b, 0o600)
-	}
-	var ctr *libcontainer.Container
-	if err == nil {
-		ctr, err = libcontainer.Load(dir, g.id)
-	}
-	if err != nil {
-		remove()
-		return nil, nil, err
-	}
-	return ctr, remove, nil
 }
 
 // Entered is a process in a container beside its first one. It leads a session
