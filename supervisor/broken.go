@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -61,8 +60,16 @@ func (r *run) creationFault(err error) bool {
 	if errors.Is(err, oci.ErrRequest) || !HostFault(err) || !errors.As(err, &at) {
 		return false
 	}
-	rootfs := filepath.Join(r.Scratch, "rootfs") + "/"
-	return strings.HasPrefix(at.Path, "/sys/fs/cgroup/") || strings.HasPrefix(at.Path, r.Scratch+"/") && !strings.HasPrefix(at.Path, rootfs)
+	if strings.HasPrefix(at.Path, "/sys/fs/cgroup/") {
+		return true
+	}
+	inside, ok := strings.CutPrefix(at.Path, r.Scratch+"/")
+	if !ok || strings.HasPrefix(inside, "rootfs/") {
+		return false
+	}
+	// What fails below the FUSE mount is the API's fault, or Keep's.
+	plan := r.inputs.plan
+	return plan == nil || plan.KeepDir == "" || !strings.HasPrefix(at.Path, plan.KeepDir+"/")
 }
 
 // errNoFUSE says that the node cannot have FUSE mounts at all.

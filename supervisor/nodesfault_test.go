@@ -52,6 +52,7 @@ func TestNodesFaultByKind(t *testing.T) {
 		"no access to control groups":         {"create container", at("/sys/fs/cgroup/pids/crunch-run", unix.EROFS), true, arvados.StateQueued},
 		"scratch disk full":                   {"create container", at("SCRATCH/bundle/config.json", unix.ENOSPC), true, arvados.StateQueued},
 		"read-only mount inside":              {"create container", at("SCRATCH/rootfs/sys/fs/cgroup/x", unix.EROFS), false, arvados.StateQueued},
+		"an input that cannot be read":        {"create container", at("SCRATCH/keep1/by_id/x", unix.EIO), false, arvados.StateQueued},
 		"something else":                      {"create container", at("/sys/fs/cgroup/pids/crunch-run", unix.EINVAL), false, arvados.StateQueued},
 		"no overlay file systems":             {"unpack image", func(*world) error { return fmt.Errorf("mount an overlay: %w", unix.ENODEV) }, true, arvados.StateQueued},
 		"an image that asks for the like":     {"unpack image", func(*world) error { return fmt.Errorf("%w: %w", imagestore.ErrMalformed, unix.EPERM) }, false, arvados.StateCancelled},
