@@ -79,6 +79,31 @@ func (d Dir) path(uuid string) (string, error) {
 	return filepath.Join(string(d), uuid+suffix), nil
 }
 
+func temporary(uuid string) string { return ".tmp-" + uuid + "-" }
+
+// Temporary is what the names of files begin with that whoever writes the result
+// of a container leaves if he is killed meanwhile.
+func (d Dir) Temporary(uuid string) (prefix string) {
+	return filepath.Join(string(d), temporary(uuid))
+}
+
+// RemoveTemporary removes the files whose names begin with prefix.
+func RemoveTemporary(prefix string) error {
+	dir, begin := filepath.Split(prefix)
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), begin) {
+			if gone := os.Remove(filepath.Join(dir, e.Name())); gone != nil && !errors.Is(gone, fs.ErrNotExist) {
+				err = errors.Join(err, gone)
+			}
+		}
+	}
+	return err
+}
+
 // Keep writes a result, in place of an older one of the same container. It
 // survives the death of this process at once, and that of the machine after
 // [Kept.Sync].
@@ -114,7 +139,7 @@ func (k *Kept) write(r Result) (err error) {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(k.path), ".tmp*") // mode 0600
+	f, err := os.CreateTemp(filepath.Dir(k.path), temporary(r.UUID)+"*") // mode 0600
 	if err != nil {
 		return err
 	}

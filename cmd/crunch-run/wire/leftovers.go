@@ -15,6 +15,7 @@ import (
 	"crunch-oci/oci"
 	"crunch-oci/supervisor/config"
 	"crunch-oci/supervisor/rundir"
+	"crunch-oci/supervisor/unfinished"
 )
 
 // What a run owns outside its runtime directory (rundir.Thing.Kind).
@@ -22,6 +23,7 @@ const (
 	ownsDir       = "dir"       // a scratch directory
 	ownsContainer = "container" // a container, by its state directory
 	ownsRoom      = "room"      // the room made for it in a cgroup, by that path
+	ownsResult    = "result"    // the beginning of names of half written results
 )
 
 // cleanupTimeout bounds the killing of what a dead run left alive.
@@ -36,6 +38,7 @@ var removers = rundir.Removers{
 		rt := oci.Runtime{StateDir: filepath.Dir(dir)}
 		return rt.Cleanup(ctx, filepath.Base(dir))
 	},
+	ownsResult: func(_ context.Context, prefix string) error { return unfinished.RemoveTemporary(prefix) },
 	ownsRoom:   func(_ context.Context, group string) error { return cgroups.Rejoin(group) },
 	ownsBridge: removeBridgeThing,
 	ownsCNI:    removeCNIThing,

@@ -119,6 +119,11 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 	if err != nil {
 		return err
 	}
+	if d := unfinished.Dir(j.Site.UnfinishedDir); d != "" {
+		if err := dir.Own(rundir.Thing{Kind: ownsResult, ID: d.Temporary(j.UUID)}); err != nil {
+			return err
+		}
+	}
 	cgroup, err := j.placement(log.Printf)
 	if err != nil {
 		return err
