@@ -240,8 +240,9 @@ var finalStates = []struct {
 	states []string
 }{
 	// Nothing is known of the record: it is the dispatcher's.
-	{regexp.MustCompile(`^API: dispatcher GET (/?discovery|config|containers/UUID$|containers/UUID/auth|keep_services)|secret_mounts$`), []string{arvados.StateLocked}},
+	{regexp.MustCompile(`^API: dispatcher GET (/?discovery|config|containers/UUID$|containers/UUID/auth$)|secret_mounts$`), []string{arvados.StateLocked}},
 	{regexp.MustCompile(`GET containers\?filters$`), []string{arvados.StateQueued}},
+	{regexp.MustCompile(`keep_services/accessible$`), []string{arvados.StateCancelled, arvados.StateQueued}},
 	// Image and inputs: any node would meet it.
 	{regexp.MustCompile(`^API: container GET |^Keep: GET `), []string{arvados.StateCancelled}},
 	// The first save of the log.

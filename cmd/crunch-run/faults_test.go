@@ -196,8 +196,28 @@ func (s *faultSweep) judgeNode(t *testing.T, n *node, record arvados.Container) 
 	if res := n.run(t, "--list"); res.code != 0 {
 		t.Errorf("--list: %+v", res)
 	}
+	if left, err = n.leftovers(); err == nil && len(left) == 0 {
+		return note + ", clean after --list"
+	}
+	s.nextStart(t, n, left, s.submit(t))
+	return note + ", clean after next start"
+}
+
+// nextStart runs a container after another's trouble. What --list has left for it
+// is only what is no use to anyone: unpacked layers, and the group that all
+// containers of the node have in common.
+func (s *faultSweep) nextStart(t *testing.T, n *node, left []string, uuid string) {
+	for _, l := range left {
+		if !strings.HasPrefix(l, "file "+n.store()) && !(strings.HasPrefix(l, "cgroup ") && strings.HasSuffix(l, "/"+n.cgroup)) {
+			t.Errorf("left behind after --list: %s", l)
+		}
+	}
+	again := s.cluster.supervise(t, n, uuid)
+	again.wait(t)
 	n.mustBeClean(t)
-	return note + ", clean after --list"
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.judgeRecord(t, s.cluster.container(t, uuid), faulted{uuid: uuid, process: again})
 }
 
 // keptResult tells whether the node keeps the results, which only makes sense if
@@ -249,12 +269,6 @@ func (s *faultSweep) judgeKilled(t *testing.T, n *node, record arvados.Container
 	}
 	if len(left) > 0 {
 		text += ", clean after next start"
-		// Only what is no use to anyone may wait for that.
-		for _, l := range left {
-			if !strings.HasPrefix(l, "file "+n.store()) {
-				t.Errorf("left behind after --list: %s", l)
-			}
-		}
 	}
 	if len(left) == 0 && record.State != arvados.StateLocked {
 		return text
@@ -263,12 +277,7 @@ func (s *faultSweep) judgeKilled(t *testing.T, n *node, record arvados.Container
 	if record.State != arvados.StateLocked {
 		uuid = s.submit(t)
 	}
-	again := s.cluster.supervise(t, n, uuid)
-	again.wait(t)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	n.mustBeClean(t)
-	s.judgeRecord(t, s.cluster.container(t, uuid), faulted{uuid: uuid, process: again})
+	s.nextStart(t, n, left, uuid)
 	return text
 }
 
