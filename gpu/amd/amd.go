@@ -46,6 +46,7 @@ func Discover(h host.Host) (device.Inventory, error) {
 	inv.Driver, _ = host.ReadText(filepath.Join(h.Sys, "module/amdgpu/version"))
 	inv.Version = rocmVersion(h)
 	nodes := make(map[string]device.Device) // by number in the topology
+	uuids := make(map[string]int)
 	for _, dir := range dirs {
 		d, ok, err := readNode(h, dir)
 		if err != nil {
@@ -55,6 +56,15 @@ func Discover(h host.Host) (device.Inventory, error) {
 			continue
 		}
 		nodes[filepath.Base(dir)] = d
+		uuids[d.UUID]++
+	}
+	for number, d := range nodes {
+		if uuids[d.UUID] > 1 {
+			// The partitions of an MI300 (modes DPX to CPX) share the number and the
+			// address of the whole, and each is lent by itself.
+			d.UUID = fmt.Sprintf("%s-%d", d.UUID, d.Minor)
+			nodes[number] = d
+		}
 		inv.Devices = append(inv.Devices, d)
 	}
 	slices.SortFunc(inv.Devices, func(a, b device.Device) int { return a.Minor - b.Minor })

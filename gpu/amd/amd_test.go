@@ -128,6 +128,23 @@ func TestDiscover(t *testing.T) {
 	}
 }
 
+// Partitions of one GPU are devices that can be told apart.
+func TestPartitions(t *testing.T) {
+	d, h := machine(t)
+	d.gpu(5, 140, 0xe1, 90402, 9, "11:6")
+	d.gpu(6, 141, 0xe1, 90402, 9, "11:5")
+	inv, err := Discover(h)
+	if err != nil || len(inv.Devices) != 5 {
+		t.Fatalf("%+v, %v", inv, err)
+	}
+	if a, b := inv.Devices[3].UUID, inv.Devices[4].UUID; a != "GPU-0000000000000009-140" || b != "GPU-0000000000000009-141" {
+		t.Errorf("UUIDs %s and %s", a, b)
+	}
+	if n := len(inv.Links); n != 2 || inv.Links[0].A == inv.Links[0].B || inv.Links[1].A == inv.Links[1].B {
+		t.Errorf("links %+v", inv.Links)
+	}
+}
+
 func TestEdits(t *testing.T) {
 	d, h := machine(t)
 	inv, err := Discover(h)
