@@ -34,6 +34,8 @@ var (
 type owner struct {
 	mode     uint32
 	uid, gid uint32
+	// unwanted says that nobody but the operator makes nodes.
+	unwanted bool
 }
 
 func readOwner(h host.Host) owner {
@@ -55,6 +57,8 @@ func readOwner(h host.Host) owner {
 			o.gid = uint32(n)
 		case "DeviceFileMode":
 			o.mode = uint32(n) & 0o777
+		case "ModifyDeviceFiles":
+			o.unwanted = n == 0
 		}
 	}
 	return o

@@ -140,6 +140,9 @@ func (p *preparer) makeNode(name string, driver []string, minor int) {
 		return
 	}
 	o := readOwner(p.host)
+	if o.unwanted {
+		return
+	}
 	path := p.host.DevPath(name)
 	err = unix.Mknod(path, unix.S_IFCHR|o.mode, int(unix.Mkdev(uint32(major), uint32(minor))))
 	if errors.Is(err, fs.ErrExist) {

@@ -67,6 +67,11 @@ func TestPrepareByHand(t *testing.T) {
 	if got := nodes(t, h, "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia0", "nvidia1"); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
+	driver.File("proc/driver/nvidia/params", "ModifyDeviceFiles: 0\n")
+	driver.Remove("dev/nvidia1")
+	if notes := nvidia.Prepare(t.Context(), h); len(notes) > 0 || nodes(t, h, "nvidia1") != "" {
+		t.Errorf("made although the driver does not want it: %s, notes %q", nodes(t, h, "nvidia1"), notes)
+	}
 }
 
 // With it, it is asked first, for the modules too; and what it says when it

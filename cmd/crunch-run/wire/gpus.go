@@ -89,15 +89,13 @@ func (g gpus) Allocate(ctx context.Context, r device.Request) (supervisor.GPUGra
 
 // assigned is the choice that a scheduler has made for a stack; nil if none has.
 func assigned(env config.Environment, stack device.Stack) *device.Assignment {
-	list := []device.Assignment{{Variable: "CUDA_VISIBLE_DEVICES", Devices: text(env.CUDADevices)}}
-	// A supervisor that itself runs in a container may find a word there that
-	// assigns nothing.
-	if v := text(env.NVIDIADevices); !slices.Contains([]string{"all", "none", "void"}, v) {
-		list = append(list, device.Assignment{Variable: "NVIDIA_VISIBLE_DEVICES", Devices: v})
+	list := []device.Assignment{
+		{Variable: "CUDA_VISIBLE_DEVICES", Devices: text(env.CUDADevices)},
+		{Variable: "NVIDIA_VISIBLE_DEVICES", Devices: unlessWord(text(env.NVIDIADevices))},
 	}
 	if stack == device.ROCm {
 		list = []device.Assignment{
-			{Variable: "AMD_VISIBLE_DEVICES", Devices: text(env.AMDDevices)},
+			{Variable: "AMD_VISIBLE_DEVICES", Devices: unlessWord(text(env.AMDDevices))},
 			{Variable: "ROCR_VISIBLE_DEVICES", Devices: text(env.ROCRDevices), Ordinal: true},
 		}
 	}
@@ -107,6 +105,16 @@ func assigned(env config.Environment, stack device.Stack) *device.Assignment {
 		}
 	}
 	return nil
+}
+
+// unlessWord is a variable that the vendors' container tools read too: a
+// supervisor that itself runs in a container may find a word there that assigns
+// nothing.
+func unlessWord(devices string) string {
+	if slices.Contains([]string{"all", "none", "void"}, devices) {
+		return ""
+	}
+	return devices
 }
 
 func text(s *string) string {

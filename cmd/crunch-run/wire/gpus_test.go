@@ -29,6 +29,7 @@ func TestAssigned(t *testing.T) {
 		"another stack's":          {config.Environment{CUDADevices: s("0,1")}, device.ROCm, ""},
 		"AMD, local dispatcher":    {config.Environment{AMDDevices: s("2"), ROCRDevices: s("0")}, device.ROCm, "AMD_VISIBLE_DEVICES=2"},
 		"AMD, Slurm":               {config.Environment{ROCRDevices: s("0")}, device.ROCm, "ROCR_VISIBLE_DEVICES=0 ordinal"},
+		"AMD, in a container":      {config.Environment{AMDDevices: s("all"), ROCRDevices: s("0")}, device.ROCm, "ROCR_VISIBLE_DEVICES=0 ordinal"},
 		"AMD, and a NVIDIA's list": {config.Environment{NVIDIADevices: s("0")}, device.ROCm, ""},
 	} {
 		got := ""
