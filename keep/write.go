@@ -12,8 +12,9 @@ import (
 // stored without being asked for.
 func (c *Collection) maxBuffered() int { return c.blockSize }
 
-// maxHeld is how many bytes are kept in memory while uploads fail.
-func (c *Collection) maxHeld() int { return 8 * c.blockSize }
+// maxHeld is how many bytes are kept in memory while uploads fail: what has
+// failed, and as much that has not been tried yet.
+func (c *Collection) maxHeld() int { return 2 * cap(c.slots) * c.blockSize }
 
 // Write appends p. It may wait for an upload slot. If an upload of this
 // collection has failed, of whatever file, Write says so and takes nothing:

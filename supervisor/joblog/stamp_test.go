@@ -186,7 +186,7 @@ func TestStampLongLine(t *testing.T) {
 }
 
 func BenchmarkStream(b *testing.B) {
-	for _, width := range []int{16, 100, 1000, 1 << 20} {
+	for _, width := range []int{2, 16, 100, 1000, 1 << 20} {
 		b.Run(fmt.Sprintf("line=%d", width), func(b *testing.B) {
 			tree := &discardTree{}
 			l, err := New(Config{Tree: tree, UUID: testUUID})
