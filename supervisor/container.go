@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -199,6 +200,8 @@ func (r *run) waitForContainer(ctx context.Context) error {
 	r.Log.Printf("Waiting for container to finish")
 	end, giveUp := r.watchContainer(ctx)
 	defer giveUp()
+	settle := time.AfterFunc(settled, debug.FreeOSMemory)
+	defer settle.Stop()
 	select {
 	case <-end.seen:
 	case <-r.container.mustEnd.Done():
@@ -214,6 +217,13 @@ func (r *run) waitForContainer(ctx context.Context) error {
 	r.reportEnd(end.status)
 	return nil
 }
+
+// settled is how long after the start of its container the supervisor has little
+// left to do. What the image's configuration, the start and the first save of the
+// log have left as garbage is then given back to the node at once; left to
+// itself the runtime of a process that allocates next to nothing keeps it for
+// minutes. A short job does not pay for the collection.
+const settled = 10 * time.Second
 
 // reason is why a container is stopped, if that is not the cause of a context;
 // the words are those of the log.
