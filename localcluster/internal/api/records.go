@@ -258,6 +258,10 @@ func uniqueName(name, uuid string) string {
 }
 
 func nameTaken(res *resource, rec store.Record) error {
+	if res.table == store.Users {
+		return raised("ActiveRecord::RecordNotUnique", "duplicate key value violates unique constraint \"index_users_on_username\"; Key (username)=(%s) already exists.",
+			rec.Str("username"))
+	}
 	return raised("ActiveRecord::RecordNotUnique", "duplicate key value violates unique constraint \"index_%s_on_owner_uuid_and_name\"; Key (owner_uuid, name)=(%s, %s) already exists.",
 		res.name, rec.Str("owner_uuid"), rec.Str("name"))
 }

@@ -8,6 +8,10 @@ import (
 	"github.com/ncruces/go-sqlite3"
 )
 
+// maxKeptObject bounds the text, in bytes, of the object that a connection keeps
+// decoded.
+const maxKeptObject = 8 << 20
+
 // registerFunctions adds what the list language of the API needs and SQLite
 // lacks:
 //
@@ -33,12 +37,22 @@ func registerFunctions(c *sqlite3.Conn) error {
 			ctx.ResultBool(Like(v, p))
 		}
 	}
+	// The object of the last call: the conditions of one list ask the same row
+	// again and again, and objects can be large.
+	var text []byte
+	var object map[string]json.RawMessage
 	member := func(arg []sqlite3.Value) (json.RawMessage, bool) {
-		var m map[string]json.RawMessage
-		if json.Unmarshal(arg[0].RawText(), &m) != nil {
-			return nil, false
+		if raw := arg[0].RawText(); object == nil || !bytes.Equal(raw, text) {
+			text, object = bytes.Clone(raw), nil
+			if json.Unmarshal(raw, &object) != nil {
+				object = nil
+				return nil, false
+			}
 		}
-		v, ok := m[arg[1].Text()]
+		v, ok := object[arg[1].Text()]
+		if len(text) > maxKeptObject {
+			text, object = nil, nil
+		}
 		return v, ok
 	}
 	for _, f := range []struct {
