@@ -34,6 +34,11 @@ func (e *Edits) PrepareRoot(root string) (notes []string, err error) {
 		return nil, fmt.Errorf("GPU driver files: %w", err)
 	}
 	defer dir.Close()
+	for _, m := range e.Mounts {
+		if err := m.makeRoom(dir); err != nil {
+			return nil, fmt.Errorf("GPU driver files: %w", err)
+		}
+	}
 	for _, l := range e.Links {
 		if err := replace(dir, l.Path, func(parent int, name string) error { return unix.Symlinkat(l.Target, parent, name) }); err != nil {
 			return nil, fmt.Errorf("GPU driver files: link %s in the image: %w", l.Path, err)
@@ -98,6 +103,21 @@ func readCache(dir *os.File) (*ldcache.Cache, error) {
 		return nil, err
 	}
 	return ldcache.Parse(data)
+}
+
+// makeRoom puts an empty file where a file will be mounted. What the image has
+// there would be hidden anyway, but a link, as images with a driver of their own
+// have, may lead to where nothing can be mounted. The runtime makes the directory
+// if that is what is missing.
+func (m Mount) makeRoom(root *os.File) error {
+	if fi, err := os.Stat(m.Source); m.Socket || err != nil || !fi.Mode().IsRegular() {
+		return nil
+	}
+	err := writeFile(root, m.Target, nil)
+	if errors.Is(err, unix.ENOTDIR) {
+		return nil
+	}
+	return err
 }
 
 // imageFaults are errors that an image causes, on every node.

@@ -158,6 +158,49 @@ func TestDirectoriesInTheWay(t *testing.T) {
 	}
 }
 
+// Files can be mounted whatever the image has in their place, but for a
+// directory.
+func TestMountpoints(t *testing.T) {
+	e := Edits{Mounts: []Mount{{Source: "/proc/self/exe", Target: "/usr/bin/nvidia-smi"}, {Source: "/run/x", Target: "/run/x", Socket: true}}}
+	for name, prepare := range map[string]func(root, outside string) error{
+		"nothing": func(root, outside string) error { return nil },
+		"a link to a process": func(root, outside string) error {
+			return os.Symlink("/proc/self/exe", filepath.Join(root, "usr/bin/nvidia-smi"))
+		},
+		"a link out": func(root, outside string) error {
+			return os.Symlink(filepath.Join(outside, "file"), filepath.Join(root, "usr/bin/nvidia-smi"))
+		},
+		"a link to itself": func(root, outside string) error {
+			return os.Symlink("nvidia-smi", filepath.Join(root, "usr/bin/nvidia-smi"))
+		},
+	} {
+		root, outside := image(t)
+		write(t, filepath.Join(root, "usr/bin/x"), "")
+		if err := prepare(root, outside); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := e.PrepareRoot(root); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		mustBeUntouched(t, outside)
+		if fi, err := os.Lstat(filepath.Join(root, "usr/bin/nvidia-smi")); err != nil || !fi.Mode().IsRegular() {
+			t.Errorf("%s: %v, %v", name, fi, err)
+		}
+	}
+	root, _ := image(t)
+	write(t, filepath.Join(root, "usr/bin/nvidia-smi/x"), "")
+	if _, err := e.PrepareRoot(root); !errors.Is(err, device.ErrRequest) {
+		t.Errorf("a directory: %v", err)
+	}
+	root, _ = image(t)
+	if err := os.Symlink("/nowhere/yet", filepath.Join(root, "usr")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.PrepareRoot(root); err != nil {
+		t.Errorf("a directory for the runtime to make: %v", err)
+	}
+}
+
 func mustBeUntouched(t *testing.T, outside string) {
 	t.Helper()
 	entries, err := os.ReadDir(outside)
