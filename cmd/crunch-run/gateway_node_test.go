@@ -37,6 +37,7 @@ func TestNodeShell(t *testing.T) {
 	}{
 		{[]string{uuid, "echo", "it's", "a  b", "", "$HOME", `\`, "#x"}, "", "it's a  b  $HOME \\ #x\n", "", 0},
 		{[]string{uuid, "sh", "-c", "cat; echo error >&2; exit 3"}, "in\x00put", "in\x00put", "error\n", 3},
+		{[]string{uuid, "--", "echo", "--"}, "", "--\n", "", 0},
 		{[]string{uuid}, "echo from a login shell; exit 5\n", "from a login shell\n", "", 5},
 		{[]string{"--user", "1000:100", uuid, "sh", "-c", "id -u; id -g; pwd"}, "", "1000\n100\n/out\n", "", 0},
 		{[]string{uuid, "sh", "-c", "kill -TERM $$"}, "", "", "", 143},

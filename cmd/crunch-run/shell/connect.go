@@ -71,8 +71,12 @@ func Connect(ctx context.Context, args []string, e ConnectEnv) int {
 func (e ConnectEnv) connect(ctx context.Context, uuid, account, keys string) error {
 	early, cancel := context.WithTimeout(ctx, dialTime)
 	defer cancel()
-	uuid, err := e.container(early, uuid)
+	api, err := arvados.NewClient(e.Cluster) // refuses what is not configured
 	if err != nil {
+		return err
+	}
+	defer api.Close()
+	if uuid, err = container(early, api, uuid); err != nil {
 		return err
 	}
 	config, err := e.Cluster.TLS()
@@ -109,15 +113,10 @@ func (e ConnectEnv) connect(ctx context.Context, uuid, account, keys string) err
 var errBroken = errors.New("connection broken")
 
 // container finds the container of a request.
-func (e ConnectEnv) container(ctx context.Context, uuid string) (string, error) {
+func container(ctx context.Context, api *arvados.Client, uuid string) (string, error) {
 	if !strings.Contains(uuid, "-xvhdp-") {
 		return uuid, nil
 	}
-	api, err := arvados.NewClient(e.Cluster)
-	if err != nil {
-		return "", err
-	}
-	defer api.Close()
 	r, err := api.GetContainerRequest(ctx, uuid)
 	if err == nil && r.ContainerUUID == "" {
 		err = errors.New("the request has no container yet")

@@ -18,7 +18,7 @@ import (
 	"crunch-oci/gateway/console"
 )
 
-const usage = `Usage: crunch-run shell [OPTIONS] UUID [COMMAND [ARG...]]
+const usage = `Usage: crunch-run shell [OPTIONS] UUID [--] [COMMAND [ARG...]]
 
 Runs a command, or a login shell, in a container that runs on this node, as
 "docker exec -it" does: in its namespaces, cgroup and environment, with no more
@@ -68,6 +68,9 @@ func Main(args []string, e Env) int {
 		return fail(e, exitUsage, "which container? Those on this node: %s (try -h)", e.here())
 	}
 	uuid, command := fs.Arg(0), fs.Args()[1:]
+	if len(command) > 0 && command[0] == "--" { // as other sub-commands want it
+		command = command[1:]
+	}
 	if !e.ValidUUID(uuid) {
 		return fail(e, exitUsage, "%q is not the UUID of a container (xxxxx-dz642-xxxxxxxxxxxxxxx)", uuid)
 	}
