@@ -101,21 +101,19 @@ func Run(ctx context.Context, opts Options, b Backend, ready func(), stderr io.W
 // end unmounts, if that has not been done. Lazily: programs that still use the
 // mount must not delay it. They, and their requests, are cut off, because what
 // is still open keeps the connection up. That has to come first, and only while
-// the device is surely ours: the kernel gives numbers that have become free to
-// the next mount, whoever makes it.
+// there is a connection: the kernel gives its number to the next mount, whoever
+// makes it, as soon as somebody else has unmounted ours.
 func end(mountpoint, device string, served <-chan struct{}) error {
+	select {
+	case <-served:
+	default:
+		_ = abortConnection(device)
+	}
 	mounts, err := fuseMounts(mountpoint)
 	if n := len(mounts); n > 0 && mounts[n-1].device == device {
-		_ = abortConnection(device)
 		err = unix.Unmount(mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 		if err == unix.EINVAL {
 			err = nil // somebody was faster
-		}
-	} else {
-		select {
-		case <-served:
-		default: // detached by somebody else, and still in use
-			_ = abortConnection(device)
 		}
 	}
 	if err != nil {
