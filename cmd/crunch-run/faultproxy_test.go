@@ -34,11 +34,11 @@ type faultProxy struct {
 	// decide is told each request, with its name as in the table, and returns
 	// what happens to it.
 	decide func(name string) trouble
+
+	mu sync.Mutex
 	// obeyed, if not nil, is told each request that has been obeyed; true: the
 	// answer is not sent.
-	obeyed func(name string) bool
-
-	mu       sync.Mutex
+	obeyed   func(name string) bool
 	answered map[string]int // requests that got a whole answer, by name
 }
 
@@ -134,7 +134,10 @@ func (p *faultProxy) serve(w http.ResponseWriter, r *http.Request, target, name 
 	if r.Method != http.MethodHead {
 		w.Header().Set("Content-Length", strconv.Itoa(len(answer)))
 	}
-	if p.obeyed != nil && p.obeyed(name) {
+	p.mu.Lock()
+	obeyed := p.obeyed
+	p.mu.Unlock()
+	if obeyed != nil && obeyed(name) {
 		return
 	}
 	if what == halfAnswer {

@@ -160,6 +160,7 @@ func (s *faultSweep) faultAtRequest(t *testing.T, n *node, cell faultCell, usual
 		return noTrouble
 	})
 	if cell.fault == "kill -9 after" {
+		p.mu.Lock()
 		p.obeyed = func(got string) bool {
 			mu.Lock()
 			defer mu.Unlock()
@@ -171,6 +172,7 @@ func (s *faultSweep) faultAtRequest(t *testing.T, n *node, cell faultCell, usual
 			_ = f.process.cmd.Process.Kill()
 			return true
 		}
+		p.mu.Unlock()
 	}
 	f.process = n.start(t, run{args: []string{f.uuid}, env: append(p.env, faultsFinalTimeout)})
 	close(started)
