@@ -41,7 +41,7 @@ func testIn(t *testing.T, sys initSystem) {
 	if os.Geteuid() != 0 {
 		t.Skip("the machine's disk is made by root only")
 	}
-	patience := 5 * time.Minute
+	patience := 14 * time.Minute
 	if long {
 		patience = time.Hour
 	}
