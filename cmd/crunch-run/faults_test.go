@@ -79,7 +79,11 @@ func (s *faultSweep) try(t *testing.T, cell faultCell, f func(*testing.T, *node)
 			defer s.mu.Unlock()
 			s.cells[cell] = faultOutcome{text, t.Failed()}
 		}()
-		text = s.judge(t, n, f(t, n))
+		met := f(t, n)
+		text = s.judge(t, n, met)
+		if !allFaults && !met.reached {
+			t.Error("no run comes to this point any more")
+		}
 	})
 }
 
