@@ -320,6 +320,10 @@ func (r *run) closeDelivery(err error) error {
 			return errors.Join(err, r.leaveResult())
 		}
 		return err
+	case d.complete && r.final != arvados.StateComplete && d.kept != nil && d.result.Output != nil:
+		// The work is done, and cannot be had by running it once more for nothing.
+		d.result.Reason = "the container has ended as " + r.final + " because its output or log could not be saved: see its log"
+		return r.leaveResult()
 	}
 	if d.kept != nil {
 		if err := d.kept.Remove(); err != nil {
