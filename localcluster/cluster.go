@@ -119,6 +119,9 @@ func (c *Cluster) start(ctx context.Context, o Options) error {
 	}
 	c.undo.Add("unlock "+c.dir, unlock)
 
+	if err := c.checkDatabase(); err != nil {
+		return err
+	}
 	db, err := store.Open(filepath.Join(c.dir, "api.sqlite"), store.Options{NoSync: o.NoSync})
 	if err != nil {
 		return err
@@ -161,6 +164,25 @@ func (c *Cluster) start(ctx context.Context, o Options) error {
 	c.undo.Add("cut connections to containers", func(context.Context) error { gateways.Close(); return nil })
 	c.serve("keep", blocks, o.Log, nil, func(a listenAddr) net.Listener { return a.keep })
 	return nil
+}
+
+// checkDatabase refuses an empty database file beside blocks: the records of
+// those blocks were in it, and a new cluster in its place would hide the loss.
+func (c *Cluster) checkDatabase() error {
+	name := filepath.Join(c.dir, "api.sqlite")
+	st, err := os.Stat(name)
+	if err != nil || st.Size() > 0 {
+		return nil // there is none yet, or whoever opens it says what is wrong
+	}
+	if wal, err := os.Stat(name + "-wal"); err == nil && wal.Size() > 0 {
+		return nil
+	}
+	blocks, err := filepath.Glob(filepath.Join(c.dir, "keep", "???", "*"))
+	if err != nil || len(blocks) == 0 {
+		return err
+	}
+	return fmt.Errorf("%s is empty, but there are blocks in %s: put the database back from a backup, or remove it for a new cluster (which will not know what is in the blocks)",
+		name, filepath.Join(c.dir, "keep"))
 }
 
 // startKeep makes the block server. Its volume is a Directory volume like any

@@ -26,6 +26,27 @@ func TestStartTwiceInOneDirectory(t *testing.T) {
 	start(t, Options{Dir: dir})
 }
 
+// What a crash of the machine may leave of a database must not become a new
+// cluster with the old one's blocks.
+func TestEmptyDatabaseBesideBlocks(t *testing.T) {
+	dir := t.TempDir()
+	c := start(t, Options{Dir: dir})
+	clientOf(t, c, c.UserToken()).collection(nil, "f", "data")
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(filepath.Join(dir, "api.sqlite"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Start(t.Context(), Options{Dir: dir}); err == nil || !strings.Contains(err.Error(), "is empty, but there are blocks") {
+		t.Errorf("error %v", err)
+	}
+	if err := os.Remove(filepath.Join(dir, "api.sqlite")); err != nil {
+		t.Fatal(err)
+	}
+	start(t, Options{Dir: dir})
+}
+
 func TestIdentityStays(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "new", "dir")
 	c := start(t, Options{Dir: dir, ClusterID: "abc12"})
