@@ -263,13 +263,16 @@ func (e *entered) running(command string) (found []foundProcess) {
 
 func testTerminal(t *testing.T, e *entered) {
 	client := e.ssh(t, "root", "ctrl-],ctrl-]")
-	term := openTerminal(t, client, "sh -c 'tty; stty size; echo $TERM; read x; stty size; echo $x'")
+	term := openTerminal(t, client, "sh -c 'tty; stty size; echo $TERM; until stty size | grep \"50 120\"; do sleep 0.1; done; read x; echo said $x'")
 	term.out.mustSay(t, "/dev/pts/0\r\n33 101\r\nxterm-256color\r\n")
+	// The program asks until it sees the change: an SSH server takes requests
+	// and data of a channel from two queues, so what was typed may come first.
 	if err := term.WindowChange(50, 120); err != nil {
 		t.Fatal(err)
 	}
+	term.out.mustSay(t, "50 120\r\n")
 	term.typed(t, "word\n")
-	term.out.mustSay(t, "50 120\r\nword\r\n")
+	term.out.mustSay(t, "said word\r\n")
 	if code := term.ends(t); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
