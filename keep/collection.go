@@ -36,6 +36,11 @@ type Collection struct {
 	failed   error // why, until the next flush tries again
 	opts     WriteOptions
 	spare    [][]byte // full-size buffers of finished uploads
+	// zeros are a short and a long block of zeros, once there is a hole to be
+	// stored.
+	zeros [2]*source
+	// orphans are files that were removed while open for writing.
+	orphans map[*node]struct{}
 
 	slots   chan struct{} // one token per upload under way
 	uploads sync.WaitGroup
@@ -298,6 +303,11 @@ func (c *Collection) rename(from, to string) error {
 	if base == "" {
 		return syscall.EBUSY
 	}
+	return c.move(n, parent, base)
+}
+
+// move makes n the entry base of parent, as rename(2) does.
+func (c *Collection) move(n, parent *node, base string) error {
 	if parent.within(n) {
 		return syscall.EINVAL
 	}
@@ -316,7 +326,7 @@ func (c *Collection) rename(from, to string) error {
 			return syscall.ENOTEMPTY
 		}
 	}
-	c.detach(n)
+	c.unlink(n)
 	n.name = base
 	c.insert(parent, n)
 	return nil
@@ -332,11 +342,32 @@ func (c *Collection) insert(parent, n *node) {
 	c.touch(parent)
 }
 
-// detach takes n out of the tree.
+// detach takes n out of the tree for good.
 func (c *Collection) detach(n *node) {
+	c.unlink(n)
+	c.orphan(n)
+}
+
+func (c *Collection) unlink(n *node) {
 	c.size -= n.totalSize()
 	n.parent.remove(n)
 	c.touch(n.parent)
+}
+
+// orphan notes the files below n that go on being written to: what they have in
+// memory is bounded too.
+func (c *Collection) orphan(n *node) {
+	if n.dir == nil && n.writers > 0 {
+		if c.orphans == nil {
+			c.orphans = make(map[*node]struct{})
+		}
+		c.orphans[n] = struct{}{}
+	}
+	if n.dir != nil {
+		for _, e := range n.dir.entries {
+			c.orphan(e)
+		}
+	}
 }
 
 func (c *Collection) touch(n *node) { n.mtime = time.Now() }

@@ -33,3 +33,16 @@ func (c *Collection) WaitUploads() { c.uploads.Wait() }
 
 // DoubtAtOnce makes a cache ask again as soon as it is told to.
 func (s *ServiceCache) DoubtAtOnce() { s.doubtAfter = 0 }
+
+// InMemory is how many bytes of a file wait for their upload.
+func (c *Collection) InMemory(f *File) (n int64) {
+	c.uploads.Wait()
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	for _, e := range f.n.extents {
+		if e.src.data != nil {
+			n += e.len
+		}
+	}
+	return n
+}

@@ -10,14 +10,15 @@ import (
 // is one source with all its blocks, so what a manifest costs in memory is
 // bounded by its length, however its files overlap.
 //
-// A source belongs to one collection, whose lock protects it. Data only ever
-// grows at the end, and not once it is sealed.
+// A source belongs to one collection, whose lock protects it. While it is not
+// sealed, exactly one extent refers to it, to all of it: its data may grow,
+// shrink and be overwritten in place. Sealed, it never changes again.
 type source struct {
 	blocks []placedBlock // in order of start, no empty blocks
 	size   int64
 
-	data      []byte        // not stored yet; nil once blocks is set
-	sealed    bool          // nothing will be appended any more
+	data      []byte // not stored yet; nil once blocks is set
+	sealed    bool
 	uploading chan struct{} // closed when the upload under way ends; else nil
 }
 
@@ -33,8 +34,16 @@ func (s *source) stored(loc Locator) {
 	s.data = nil
 }
 
+// hole is the source of all extents that were never written. It has neither
+// data nor blocks, and no end: what is read from it is zeros. In a manifest it
+// refers, again and again if it is long, to a block of them; see fill.
+var hole = &source{sealed: true}
+
 // inMemory tells whether the bytes are waiting for somebody to upload them.
 func (s *source) inMemory() bool { return s.data != nil && s.uploading == nil }
+
+// dirty tells whether the data may still be changed in place.
+func (s *source) dirty() bool { return s.data != nil && !s.sealed }
 
 // block returns the index of the block that holds the byte at pos.
 func (s *source) block(pos int64) int {
@@ -76,6 +85,49 @@ func appendExtent(list []extent, src *source, pos, length int64) []extent {
 		return list
 	}
 	return append(list, extent{src, pos, length, last.off + last.len})
+}
+
+// cutExtents returns list without the file's bytes from off to off+length, with
+// repl in their place, if it is not empty. The range must lie in the file, and
+// repl, if given, be as long. What is left of a dirty source that was cut in two
+// or at its start is sealed.
+func cutExtents(list []extent, off, length int64, repl ...extent) []extent {
+	end := off + length
+	i := findExtent(list, off)
+	j := findExtent(list, end-1)
+	var parts [3]extent
+	keep := parts[:0]
+	if first := list[i]; first.off < off {
+		first.len = off - first.off
+		keep = append(keep, first)
+		first.src.seal()
+	}
+	keep = append(keep, repl...)
+	if last := list[j].from(end); list[j].off+list[j].len > end {
+		keep = append(keep, last)
+		last.src.seal()
+	}
+	return slices.Replace(list, i, j+1, keep...)
+}
+
+func (s *source) seal() {
+	if s != hole {
+		s.sealed = true
+	}
+}
+
+// mergeExtents joins extents that go on in the same source.
+func mergeExtents(list []extent) []extent {
+	out := list[:0]
+	for _, e := range list {
+		if n := len(out); n > 0 && out[n-1].src == e.src && (e.src == hole || out[n-1].pos+out[n-1].len == e.pos) {
+			out[n-1].len += e.len
+			continue
+		}
+		out = append(out, e)
+	}
+	clear(list[len(out):])
+	return out
 }
 
 // findExtent returns the index of the extent that holds the file's byte at off,

@@ -52,7 +52,8 @@ func (c *Collection) Create(name string) (*File, error) {
 
 // OpenFile opens a file with the flags of package os: O_CREATE, O_EXCL, O_TRUNC
 // and O_APPEND are understood, O_SYNC is refused with EINVAL, since nothing is
-// durable before MarshalManifest. Writing appends, wherever the position is.
+// durable before MarshalManifest. Write appends, wherever the position is;
+// WriteAt and Truncate change what is there.
 func (c *Collection) OpenFile(name string, flag int) (*File, error) {
 	f, err := c.openFile(name, flag)
 	if err != nil {
@@ -90,13 +91,17 @@ func (c *Collection) openFile(name string, flag int) (*File, error) {
 	case n.dir != nil:
 		return nil, syscall.EISDIR
 	case flag&os.O_TRUNC != 0:
-		c.size -= n.size()
-		n.extents, n.mtime = nil, time.Now()
+		c.resize(n, 0)
 	}
-	if writable {
+	return c.handle(n, name, flag), nil
+}
+
+// handle opens n. The caller holds the lock.
+func (c *Collection) handle(n *node, name string, flag int) *File {
+	if flag&(os.O_WRONLY|os.O_RDWR) != 0 {
 		n.writers++
 	}
-	return &File{c: c, n: n, name: name, flag: flag, ctx: context.Background()}, nil
+	return &File{c: c, n: n, name: name, flag: flag, ctx: context.Background()}
 }
 
 // WithContext makes block fetches of Read, ReadAt and WriteTo end with ctx. It
@@ -133,7 +138,9 @@ func (f *File) Close() error {
 	f.closed, f.held, f.heldHash = true, nil, ""
 	if f.flag&(os.O_WRONLY|os.O_RDWR) != 0 {
 		f.c.mu.Lock()
-		f.n.writers--
+		if f.n.writers--; f.n.writers == 0 {
+			delete(f.c.orphans, f.n)
+		}
 		f.c.mu.Unlock()
 	}
 	return nil
@@ -234,6 +241,11 @@ func (f *File) plan(p []byte, off int64) (pieces []piece, n int) {
 			n += copy(p[n:], e.src.data[e.pos:e.pos+e.len])
 			continue
 		}
+		if e.src == hole {
+			clear(p[n : n+int(e.len)])
+			n += int(e.len)
+			continue
+		}
 		e.segments(func(s Segment) bool {
 			pieces = append(pieces, piece{s, n})
 			n += int(s.Length)
@@ -254,7 +266,7 @@ func (f *File) prefetch(off int64, last Locator) {
 	list := f.n.extents
 	for i := findExtent(list, off); i < len(list) && len(ahead) < readAhead; i++ {
 		e := list[i].from(off)
-		if e.src.data != nil {
+		if e.src.data != nil || e.src == hole {
 			break
 		}
 		e.segments(func(s Segment) bool {
@@ -314,13 +326,13 @@ func (f *File) wholeBlock(ctx context.Context, loc Locator) ([]byte, error) {
 }
 
 // Segments lists the block ranges that make up the file. Data that is not
-// stored yet ends the list.
+// stored yet, and holes, end the list.
 func (f *File) Segments() []Segment {
 	f.c.mu.RLock()
 	defer f.c.mu.RUnlock()
 	var list []Segment
 	for _, e := range f.n.extents {
-		if e.src.data != nil {
+		if e.src.data != nil || e.src == hole {
 			break
 		}
 		e.segments(func(s Segment) bool {

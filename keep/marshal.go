@@ -30,7 +30,13 @@ func (c *Collection) MarshalManifest(ctx context.Context) (string, error) {
 	c.failed, c.stuck, c.buffered = nil, 0, 0
 	p := packer{c: c, short: true}
 	p.tree(c.root)
-	snapshot := freeze(nil, c.root, []byte("."))
+	snapshot := c.freeze(nil, c.root, []byte("."))
+	for _, zeros := range c.zeros {
+		if zeros != nil && zeros.inMemory() {
+			c.claim(zeros)
+			p.claimed = append(p.claimed, zeros)
+		}
+	}
 	c.mu.Unlock()
 
 	c.uploadAll(ctx, p.claimed)
@@ -93,12 +99,12 @@ type frozenFile struct {
 }
 
 // freeze lists the directories from n down that must appear in the manifest.
-func freeze(list []frozenDir, n *node, stream []byte) []frozenDir {
+func (c *Collection) freeze(list []frozenDir, n *node, stream []byte) []frozenDir {
 	entries := n.list()
 	d := frozenDir{stream: stream}
 	for _, e := range entries {
 		if e.dir == nil {
-			d.files = append(d.files, frozenFile{e.name, e.extents})
+			d.files = append(d.files, frozenFile{e.name, c.fill(e.extents)})
 		}
 	}
 	if len(d.files) > 0 || len(entries) == 0 && n.parent != nil {
@@ -107,10 +113,34 @@ func freeze(list []frozenDir, n *node, stream []byte) []frozenDir {
 	for _, e := range entries {
 		if e.dir != nil {
 			sub := append(stream[:len(stream):len(stream)], '/')
-			list = freeze(list, e, appendEscaped(sub, e.name, true))
+			list = c.freeze(list, e, appendEscaped(sub, e.name, true))
 		}
 	}
 	return list
+}
+
+// fill returns a copy of list in which holes are parts of blocks of zeros.
+func (c *Collection) fill(list []extent) []extent {
+	out := make([]extent, 0, len(list))
+	for _, e := range list {
+		if e.src != hole {
+			out = append(out, e)
+			continue
+		}
+		which, size := 0, max(int64(c.blockSize)/64, 1)
+		if e.len > size {
+			which, size = 1, int64(c.blockSize)
+		}
+		if c.zeros[which] == nil {
+			c.zeros[which] = &source{data: make([]byte, size), size: size, sealed: true}
+		}
+		for e.len > 0 {
+			part := extent{c.zeros[which], 0, min(e.len, size), e.off}
+			out = append(out, part)
+			e.off, e.len = e.off+part.len, e.len-part.len
+		}
+	}
+	return out
 }
 
 func render(dirs []frozenDir) string {
@@ -188,7 +218,7 @@ func NormalizeManifest(manifest string) (string, error) {
 	if err := parseManifest(root, manifest); err != nil {
 		return "", err
 	}
-	return render(freeze(nil, root, []byte("."))), nil
+	return render(new(Collection).freeze(nil, root, []byte("."))), nil
 }
 
 // PortableDataHash returns the content address of a manifest: the MD5 of its

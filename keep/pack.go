@@ -40,10 +40,10 @@ func (c *Collection) relieve() {
 	defer c.marshalMu.Unlock()
 	c.mu.Lock()
 	p := packer{c: c}
-	p.tree(c.root)
+	p.everything()
 	if p.left > int64(c.maxBuffered()/2) {
 		p.short, p.left = true, 0
-		p.tree(c.root)
+		p.everything()
 	}
 	c.buffered = p.left
 	c.mu.Unlock()
@@ -67,9 +67,17 @@ type packer struct {
 	left    int64 // bytes that stay in memory
 }
 
+// everything packs the tree and the files that were removed but are in use.
+func (p *packer) everything() {
+	p.tree(p.c.root)
+	for n := range p.c.orphans {
+		p.files([]*node{n})
+	}
+}
+
 // tree packs dir and the directories below it.
 func (p *packer) tree(dir *node) {
-	p.directory(dir)
+	p.files(dir.list())
 	for _, e := range dir.list() {
 		if e.dir != nil {
 			p.tree(e)
@@ -85,15 +93,19 @@ type loose struct {
 
 func (l loose) extent() extent { return l.file.extents[l.index] }
 
-// directory packs the files of one directory. More than half a block becomes a
+// files packs the files of one directory. More than half a block becomes a
 // block of its own; what is smaller is put together in order of the file names.
-func (p *packer) directory(dir *node) {
+func (p *packer) files(list []*node) {
 	blockSize := int64(p.c.blockSize)
 	var pack []loose
 	var packSize int64
-	for _, f := range dir.list() {
+	var changed []*node
+	for _, f := range list {
 		if f.dir != nil {
 			continue
+		}
+		if len(f.extents) > 1 {
+			changed = append(changed, f)
 		}
 		for i, e := range f.extents {
 			switch {
@@ -116,6 +128,9 @@ func (p *packer) directory(dir *node) {
 		p.store(pack, packSize)
 	} else {
 		p.left += packSize
+	}
+	for _, f := range changed {
+		f.extents = mergeExtents(f.extents)
 	}
 }
 

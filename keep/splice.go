@@ -52,8 +52,8 @@ func (c *Collection) splice(dst string, n *node) error {
 // it refers to c: strings do not keep c's manifest alive, and what is still in
 // memory is copied, because sources belong to one collection.
 func (c *Collection) copyTree(name string, foreign bool) (*node, error) {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
+	c.mu.Lock() // sources of which there will be two users are sealed
+	defer c.mu.Unlock()
 	n, err := c.root.walk(name)
 	if err != nil {
 		return nil, err
@@ -75,6 +75,10 @@ func (cp *copier) node(n *node) *node {
 			for i := range f.extents {
 				f.extents[i].src, f.extents[i].pos = cp.source(f.extents[i])
 			}
+			return f
+		}
+		for _, e := range f.extents {
+			e.src.seal()
 		}
 		return f
 	}
@@ -87,6 +91,9 @@ func (cp *copier) node(n *node) *node {
 
 // source returns a copy of what e refers to, and where e's bytes are in it.
 func (cp *copier) source(e extent) (*source, int64) {
+	if e.src == hole {
+		return hole, 0
+	}
 	if e.src.data != nil {
 		data := slices.Clone(e.src.data[e.pos : e.pos+e.len])
 		return &source{size: e.len, data: data, sealed: true}, 0

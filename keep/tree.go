@@ -25,6 +25,7 @@ type node struct {
 	// Of a file:
 	extents []extent // in order of off, without gaps
 	writers int      // handles open for writing
+	number  uint64   // what Node.Number has given it
 }
 
 // directory holds the entries of a directory node.

@@ -3,7 +3,7 @@ package keep
 import (
 	"fmt"
 	"io/fs"
-	"os"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -32,19 +32,18 @@ func (f *File) Write(p []byte) (int, error) {
 // the next MarshalManifest tries again. Only when that has become too much it
 // takes nothing and returns the upload's error.
 func (f *File) Append(p []byte) (int, error) {
-	f.mu.Lock()
-	closed := f.closed
-	f.mu.Unlock()
-	if closed {
-		return 0, pathError("write", f.name, fs.ErrClosed)
+	if err := f.writable(); err != nil {
+		return 0, err
 	}
-	if f.flag&(os.O_WRONLY|os.O_RDWR) == 0 {
-		return 0, pathError("write", f.name, syscall.EBADF)
-	}
+	return f.write(p, -1)
+}
+
+// write puts p at off, or at the end if that is negative.
+func (f *File) write(p []byte, off int64) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	full, tooMuch, err := f.c.append(f.n, p)
+	full, tooMuch, err := f.c.write(f.n, p, off)
 	if err != nil {
 		return 0, fmt.Errorf("write %q: %w", f.name, err)
 	}
@@ -55,42 +54,101 @@ func (f *File) Append(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// append puts p at the end of n. It returns the sources that have become full,
-// which the caller must upload, and whether so much has gathered in tails that
-// they should be flushed.
-func (c *Collection) append(n *node, p []byte) (full []*source, tooMuch bool, err error) {
+// write puts p into n at off, or at its end if off is negative. It returns the
+// sources that have become full, which the caller must upload, and whether so
+// much has gathered in memory that it should be stored.
+func (c *Collection) write(n *node, p []byte, off int64) (full []*source, tooMuch bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.ctx.Err() != nil {
+	size := n.size()
+	if off < 0 {
+		off = size
+	}
+	switch {
+	case c.ctx.Err() != nil:
 		return nil, false, fs.ErrClosed
-	}
-	if c.failed != nil && c.stuck+c.buffered > int64(c.maxHeld()) {
+	case c.failed != nil && c.stuck+c.buffered > int64(c.maxHeld()):
 		return nil, false, c.failed
+	case off > maxFileSize-int64(len(p)):
+		return nil, false, syscall.EFBIG
 	}
-	if n.attached(c.root) {
-		c.size += int64(len(p))
+	if end := off + int64(len(p)); end > size && n.attached(c.root) {
+		c.size += end - size
 	}
 	n.mtime = time.Now()
-	c.buffered += int64(len(p))
+	if off > size {
+		full = c.extend(n, off)
+	}
+	return append(full, c.put(n, p, off)...), c.failed == nil && c.buffered > int64(c.maxBuffered()), nil
+}
+
+// put overwrites and extends n from off on, which is at most its size. What is
+// stored, or on its way, is left where it is; the file refers to new data
+// instead.
+func (c *Collection) put(n *node, p []byte, off int64) (full []*source) {
 	for len(p) > 0 {
-		src := n.tail()
-		if src == nil {
-			src = &source{data: c.newTail(n)}
+		i := findExtent(n.extents, off)
+		if i < len(n.extents) {
+			if e := n.extents[i]; e.src.dirty() {
+				done := copy(e.src.data[off-e.off:], p)
+				p, off = p[done:], off+int64(done)
+				continue
+			}
 		}
-		part := p[:min(len(p), c.blockSize-len(src.data))]
-		p = p[len(part):]
+		src := c.sourceFor(n, off)
+		part := p[:min(len(p), c.blockSize-len(src.data), n.untilDirty(i, off, len(p)))]
 		pos := int64(len(src.data))
-		src.data = c.grow(src.data, len(part))
-		src.data = append(src.data, part...)
+		src.data = append(c.grow(src.data, len(part)), part...)
 		src.size = int64(len(src.data))
-		n.extents = appendExtent(n.extents, src, pos, int64(len(part)))
+		length := int64(len(part))
+		c.buffered += length
+		if old := min(length, n.size()-off); old > 0 {
+			n.extents = cutExtents(n.extents, off, old, extent{src, pos, old, off})
+			if before := findExtent(n.extents, off); pos > 0 {
+				n.extents[before-1].len += old
+				n.extents = slices.Delete(n.extents, before, before+1)
+			}
+			pos, length = pos+old, length-old
+		}
+		if length > 0 {
+			n.extents = appendExtent(n.extents, src, pos, length)
+		}
+		p, off = p[len(part):], off+int64(len(part))
 		if len(src.data) == c.blockSize {
 			c.claim(src)
 			c.buffered -= src.size
 			full = append(full, src)
 		}
 	}
-	return full, c.failed == nil && c.buffered > int64(c.maxBuffered()), nil
+	return full
+}
+
+// untilDirty is how many of length bytes from off, in extent i, on are to be
+// replaced by others: those before the next data that can be changed in place.
+func (n *node) untilDirty(i int, off int64, length int) int {
+	for ; i < len(n.extents) && n.extents[i].off < off+int64(length); i++ {
+		if e := n.extents[i]; e.src.dirty() {
+			return int(e.off - off)
+		}
+	}
+	return length
+}
+
+// sourceFor returns the source to which new data for off is appended: the one in
+// which the file's bytes before off end, if it can still grow, or a new one.
+func (c *Collection) sourceFor(n *node, off int64) *source {
+	if off == n.size() {
+		if src := n.tail(); src != nil {
+			return src
+		}
+		return &source{data: c.newTail(n)}
+	}
+	if off > 0 {
+		if e := n.extents[findExtent(n.extents, off-1)]; e.src.dirty() && e.off+e.len == off {
+			return e.src
+		}
+	}
+	return &source{data: []byte{}}
 }
 
 // tail returns the source that the end of the file lies in if the file can grow
