@@ -96,7 +96,7 @@ func newSite(b *testing.B, rootfs string) *site {
 		"ARVADOS_API_HOST="+s.cluster.Host(), "ARVADOS_API_TOKEN="+s.cluster.DispatcherToken(), "SSL_CERT_FILE="+s.cluster.CAFile(),
 		"CRUNCH_RUN_STORE_DIR="+dir+"/store", "CRUNCH_RUN_RUNTIME_DIR="+dir+"/run", "CRUNCH_RUN_LOCK_DIR="+dir+"/lock",
 		"CRUNCH_RUN_CGROUP_BASE="+cgroupBase, "TMPDIR="+dir+"/tmp")
-	s.image = s.storeImage(b, rootfs, dir)
+	s.image = s.storeImage(b, rootfs)
 	return s
 }
 
@@ -110,9 +110,10 @@ func (s *site) connect(b *testing.B, token string) (*arvados.Client, keep.BlockS
 	return api, blocks
 }
 
-func (s *site) storeImage(b *testing.B, rootfs, dir string) string {
+// storeImage stores rootfs as an image, and returns its portable data hash.
+func (s *site) storeImage(b *testing.B, rootfs string) string {
 	b.Helper()
-	tarball := filepath.Join(dir, "image.tar")
+	tarball := filepath.Join(b.TempDir(), "image.tar")
 	if out, err := exec.Command("../scripts/make-image.sh", rootfs, tarball, "bench:latest").CombinedOutput(); err != nil {
 		b.Fatalf("%v: %s", err, out)
 	}
@@ -161,8 +162,14 @@ func (s *site) store(b *testing.B, files map[string][]byte) string {
 	return saved.PortableDataHash
 }
 
-// submit makes a container and locks it.
+// submit makes a container from the site's image and locks it.
 func (s *site) submit(b *testing.B, command []string, mounts map[string]any) (uuid string) {
+	b.Helper()
+	return s.submitImage(b, s.image, command, mounts)
+}
+
+// submitImage makes a container from an image and locks it.
+func (s *site) submitImage(b *testing.B, image string, command []string, mounts map[string]any) (uuid string) {
 	b.Helper()
 	ctx := context.Background()
 	all := map[string]any{"/out": map[string]any{"kind": "tmp", "capacity": 1 << 30}}
@@ -171,7 +178,7 @@ func (s *site) submit(b *testing.B, command []string, mounts map[string]any) (uu
 	}
 	request, err := s.user.CreateContainerRequest(ctx, map[string]any{
 		"name": "bench", "state": "Committed", "priority": 1, "use_existing": false, "container_count_max": 1,
-		"container_image": s.image, "command": command, "cwd": "/", "output_path": "/out", "mounts": all,
+		"container_image": image, "command": command, "cwd": "/", "output_path": "/out", "mounts": all,
 		"runtime_constraints": map[string]any{"vcpus": 1, "ram": 256 << 20},
 	})
 	if err != nil {

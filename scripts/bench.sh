@@ -19,7 +19,7 @@ uname -sr
 nproc
 run ./bench 'WarmStart' -benchtime 50x
 run ./oci 'Life' -benchtime 50x
-run ./bench 'IdleMemory' -benchtime 1x
+BENCH_SUPERVISORS=1,50 run ./bench 'IdleMemory' -benchtime 1x
 run ./imagestore 'Unpack' -benchtime 3x
 run ./keep 'Get|Put|MD5|CollectionRead|CollectionWrite'
 run ./keep/mount 'SequentialRead|CachedRead|HTTP'

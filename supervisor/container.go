@@ -7,10 +7,10 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"syscall"
 	"time"
 
+	"crunch-oci/internal/giveback"
 	"crunch-oci/oci"
 )
 
@@ -200,7 +200,7 @@ func (r *run) waitForContainer(ctx context.Context) error {
 	r.Log.Printf("Waiting for container to finish")
 	end, giveUp := r.watchContainer(ctx)
 	defer giveUp()
-	settle := time.AfterFunc(settled, debug.FreeOSMemory)
+	settle := time.AfterFunc(settled, giveback.Memory)
 	defer settle.Stop()
 	select {
 	case <-end.seen:

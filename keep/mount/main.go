@@ -25,6 +25,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crunch-oci/internal/giveback"
 	"crunch-oci/internal/redact"
 )
 
@@ -79,7 +80,7 @@ func (c Command) Main(ctx context.Context, args []string, env func(string) strin
 		return fail(1, err)
 	}
 	if b.Idle == nil {
-		b.Idle = debug.FreeOSMemory
+		b.Idle = giveback.Memory
 	}
 	if err := Run(ctx, opts, b, ready, stderr); err != nil {
 		return fail(1, err)
