@@ -61,6 +61,13 @@ func counts(list []*keeptest.Server) (n []int) {
 	return n
 }
 
+// portal is what answers in networks that want a login first.
+func portal(_ *keeptest.Server, w http.ResponseWriter, _ *http.Request) bool {
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	_, _ = io.WriteString(w, "<html><body>Please log in to the network.</body></html>")
+	return true
+}
+
 func TestClientReadFaults(t *testing.T) {
 	data := []byte("the quick brown fox")
 	for _, tc := range []struct {
@@ -109,6 +116,11 @@ func TestClientReadFaults(t *testing.T) {
 			faults: [3][]keeptest.Fault{{keeptest.Corrupt, keeptest.Corrupt, keeptest.Corrupt}, {keeptest.Status(503, ""), keeptest.Status(503, ""), keeptest.Status(503, "")}},
 			lost:   [3]bool{false, true, true}, reqs: []int{2, 3, 1},
 			want: "bad checksum", is: keep.ErrChecksum, isNot: keep.ErrNotFound,
+		},
+		{
+			name:   "a page of something else is not a damaged copy",
+			faults: [3][]keeptest.Fault{{portal, portal}},
+			lost:   [3]bool{false, true, true}, reqs: []int{3, 1, 1},
 		},
 		{
 			name: "retries used up",

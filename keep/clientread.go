@@ -99,7 +99,9 @@ func (c *Client) readBlock(ctx context.Context, loc Locator) (data []byte, err e
 				continue
 			}
 			a := attempt{method: http.MethodGet, service: s, path: loc.String(), round: r}
+			page := false
 			e := c.do(ctx, a, func(resp *http.Response) (err error) {
+				page = isPage(resp)
 				data, err = readVerified(resp, loc)
 				return err
 			})
@@ -110,9 +112,10 @@ func (c *Client) readBlock(ctx context.Context, loc Locator) (data []byte, err e
 			if ctx.Err() != nil {
 				return true
 			}
-			if errors.Is(e, ErrChecksum) {
+			if errors.Is(e, ErrChecksum) && !page {
 				// Once it may have happened on the way here; twice it is the
-				// stored copy, or the size hint is wrong.
+				// stored copy, or the size hint is wrong. What is not a block at
+				// all says nothing of the block.
 				badSums[s.URL]++
 			}
 			if old == nil {
@@ -135,6 +138,18 @@ func (c *Client) readBlock(ctx context.Context, loc Locator) (data []byte, err e
 		result.Services = append(result.Services, failed[url])
 	}
 	return nil, result
+}
+
+// isPage tells whether a reply is made for people or for other programs, by a
+// proxy or portal on the way, say, while the service cannot be reached. Blocks
+// come as application/octet-stream; one that is text may be declared as that.
+func isPage(resp *http.Response) bool {
+	kind, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";")
+	switch strings.ToLower(strings.TrimSpace(kind)) {
+	case "text/html", "application/json", "application/xhtml+xml":
+		return true
+	}
+	return false
 }
 
 // hintedServices puts the services that the locator's +K@ hints name before the

@@ -10,10 +10,17 @@ import (
 	"crunch-oci/arvados"
 )
 
-// requestFaults are what can happen around a request to the API or Keep. "Away"
-// is two minutes during which all requests to the API fail, or 20 s for Keep, one
-// way after the other.
-var requestFaults = []string{"503", "reset", "garbage", "half an answer", "slow", "away", "503 for ever", "kill -9 before", "kill -9 after"}
+// requestFaults are what can happen around a request to the API or Keep. Those of
+// two minutes are met by all requests to the API, or to Keep, from that one on;
+// with "all, 2 min" they take turns.
+var requestFaults = []string{
+	"503", "reset", "garbage", "half an answer", "slow",
+	"503, 2 min", "reset, 2 min", "garbage, 2 min", "half an answer, 2 min", "all, 2 min",
+	"503 for ever", "kill -9 before", "kill -9 after",
+}
+
+// troubles are the faults that are a trouble of the proxy.
+var troubles = map[string]trouble{"503": unavailable, "reset": reset, "garbage": garbage, "half an answer": halfAnswer}
 
 var someRequests = []faultCell{
 	{"API: dispatcher PUT containers/UUID state=Running", "half an answer"},
@@ -25,15 +32,8 @@ var someRequests = []faultCell{
 	{"API: dispatcher PUT containers/UUID state=Complete", "kill -9 before"},
 }
 
-// awayFor is how long the API is away, two minutes in the program with the tag
-// faults, and Keep, 20 s: a Keep client makes 11 rounds, and may be unlucky with
-// the random waits between them.
-func awayFor(point string) time.Duration {
-	if strings.HasPrefix(point, "Keep: ") {
-		return 200 * time.Millisecond
-	}
-	return 1200 * time.Millisecond
-}
+// awayFor is two minutes in the program with the tag faults.
+const awayFor = 1200 * time.Millisecond
 
 // Every request of a run to the API and to Keep meets trouble. What passes costs
 // nothing but time, and nothing that has had its answer is sent again.
@@ -127,15 +127,13 @@ func (s *faultSweep) faultAtRequest(t *testing.T, n *node, cell faultCell, usual
 		if f.killed {
 			return lostForGood
 		}
+		what, once := troubles[cell.fault]
+		kind, long := strings.CutSuffix(cell.fault, ", 2 min")
 		switch {
-		case first && cell.fault == "503", f.reached && got == name && cell.fault == "503 for ever":
+		case first && once:
+			return what
+		case f.reached && got == name && cell.fault == "503 for ever":
 			return unavailable
-		case first && cell.fault == "reset":
-			return reset
-		case first && cell.fault == "garbage":
-			return garbage
-		case first && cell.fault == "half an answer":
-			return halfAnswer
 		case first && cell.fault == "slow":
 			time.Sleep(300 * time.Millisecond) // the fault itself
 		case first && cell.fault == "kill -9 before":
@@ -143,16 +141,14 @@ func (s *faultSweep) faultAtRequest(t *testing.T, n *node, cell faultCell, usual
 			f.killed = true
 			_ = f.process.cmd.Process.Kill()
 			return lostForGood
-		case f.reached && cell.fault == "away":
+		case f.reached && long:
 			if first {
 				away = time.Now()
 			}
-			if strings.HasPrefix(got, cell.point[:4]) && time.Since(away) < awayFor(cell.point) {
+			if strings.HasPrefix(got, cell.point[:4]) && time.Since(away) < awayFor {
 				failures++
-				if strings.HasPrefix(got, "Keep: ") {
-					// A server that has given wrong data for a block twice is
-					// not asked for it again.
-					return []trouble{unavailable, reset, halfAnswer}[failures%3]
+				if what, ok := troubles[kind]; ok {
+					return what
 				}
 				return []trouble{unavailable, reset, garbage, halfAnswer}[failures%4]
 			}

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"time"
 
@@ -24,6 +25,16 @@ const logCacheSize = 2 * keep.MaxBlockSize
 // KeepRetries is the number of rounds over the Keep services after the first
 // (spec: keep section 9).
 const KeepRetries = 10
+
+// keepDelay is the wait before a further round over the Keep services, the first
+// one being 1: between a half and the whole of 2, 4, 8, 16, 32, then 40 s. With
+// KeepRetries the rounds go on for 131 s at least, and 262 s at most, and so
+// outlast a Keep that is away for two minutes, whatever chance says; with the
+// library's waits, below those, they may be over after a few seconds.
+func keepDelay(round int) time.Duration {
+	limit := min(2*time.Second<<min(round-1, 10), 40*time.Second)
+	return limit/2 + rand.N(limit/2)
+}
 
 // clusterFacts are what the cluster says of itself, read once.
 type clusterFacts struct {
@@ -100,7 +111,7 @@ type account struct {
 // blocks get the storage classes, or the cluster's default ones.
 func (f *clusterFacts) newAccount(api *arvados.Client, token string, classes []string, cache int64) (*account, error) {
 	client, err := keep.NewClient(paceKeep(keep.ClientConfig{
-		Services: f.services, Token: token, Retries: f.retries, TLS: f.tls,
+		Services: f.services, Token: token, Retries: f.retries, RetryDelay: keepDelay, TLS: f.tls,
 		DefaultReplication: f.replication, StorageClasses: classes, DefaultStorageClasses: f.classes,
 	}))
 	if err != nil {

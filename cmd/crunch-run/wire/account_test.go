@@ -72,3 +72,17 @@ func TestLogSignaturesAreRenewed(t *testing.T) {
 		})
 	}
 }
+
+// Two minutes without Keep cost a job nothing, and a Keep that stays away not
+// many more.
+func TestKeepDelay(t *testing.T) {
+	for range 1000 {
+		var sum time.Duration
+		for round := range KeepRetries {
+			sum += keepDelay(round + 1)
+		}
+		if sum < 2*time.Minute || sum > 5*time.Minute {
+			t.Fatal(sum)
+		}
+	}
+}

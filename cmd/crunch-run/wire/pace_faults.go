@@ -4,7 +4,6 @@ package wire
 
 import (
 	"context"
-	"math/rand/v2"
 	"time"
 
 	"crunch-oci/arvados"
@@ -37,12 +36,9 @@ func paceAPI(cfg arvados.Config) arvados.Config {
 	return cfg
 }
 
-// paceKeep keeps the policy of keep.ClientConfig.RetryDelay.
 func paceKeep(cfg keep.ClientConfig) keep.ClientConfig {
-	cfg.RetryDelay = func(round int) time.Duration {
-		limit := min(2*time.Second<<min(round-1, 10), 20*time.Second)
-		return time.Millisecond + rand.N(limit)/haste
-	}
+	delay := cfg.RetryDelay
+	cfg.RetryDelay = func(round int) time.Duration { return delay(round) / haste }
 	return cfg
 }
 
