@@ -36,7 +36,7 @@ func makeRootfs(t testing.TB) string {
 		t.Fatalf("%v: install Debian's busybox-static", err)
 	}
 	must(t, os.WriteFile(filepath.Join(root, "bin/busybox"), program, 0o755))
-	for _, applet := range strings.Fields("sh cat echo env id ls pwd sleep true false head tail kill hostname stat touch mount readlink dd ip ulimit grep sort nc wc ps mknod") {
+	for _, applet := range strings.Fields("sh cat echo env id ls pwd sleep true false head tail kill hostname stat touch mount readlink dd ip ulimit grep sort nc wc ps mknod sed") {
 		must(t, os.Symlink("busybox", filepath.Join(root, "bin", applet)))
 	}
 	write(t, filepath.Join(root, "etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nalice:x:1000:1000::/home/alice:/bin/sh\n")

@@ -78,6 +78,8 @@ type Request struct {
 	NoNewPrivileges bool
 	// NoSeccomp leaves out Docker's system call filter.
 	NoSeccomp bool
+	// Confinement is the site's.
+	Confinement Confinement
 }
 
 // Mount is a bind mount.

@@ -54,6 +54,7 @@ func NewSpec(req Request) (*specs.Spec, error) {
 		withHiddenPaths(),
 		withCapabilities(),
 		withNoNewPrivileges(req.NoNewPrivileges),
+		withConfinement(req.Confinement),
 	)
 	if err == nil && !req.NoSeccomp {
 		// Last, because the profile depends on the capabilities.

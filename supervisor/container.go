@@ -141,9 +141,12 @@ func (r *run) bundleRequest(ctx context.Context, network oci.Network) (oci.Reque
 		CgroupsPath: cgroup,
 		Network:     network,
 		Hostname:    r.UUID[len(r.UUID)-hostnameLength:],
-		Limits:      oci.Limits{NanoCPUs: int64(c.VCPUs) * 1e9, RAM: c.RAM, PIDs: r.Limits.PIDs},
+		Limits:      oci.Limits{NanoCPUs: int64(c.VCPUs) * 1e9, RAM: c.RAM, PIDs: r.Limits.PIDs, Shm: r.Limits.Shm},
 		Rlimits:     rlimits,
 		NoSeccomp:   r.Limits.NoSeccomp,
+
+		NoNewPrivileges: r.Limits.NoNewPrivileges,
+		Confinement:     r.Limits.Confinement,
 	}
 	if r.Limits.IgnoreRAM {
 		q.Limits.RAM = 0

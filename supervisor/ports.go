@@ -204,6 +204,12 @@ type Limits struct {
 	IgnoreRAM bool
 	// NoSeccomp runs containers without Docker's system call filter.
 	NoSeccomp bool
+	// NoNewPrivileges keeps set-user-ID programs from raising privileges.
+	NoNewPrivileges bool
+	// Shm is the size of /dev/shm in bytes; 0: Docker's.
+	Shm int64
+	// Confinement is what else the site asks for.
+	Confinement oci.Confinement
 	// StopGrace is the time between SIGTERM and SIGKILL when a container is
 	// stopped; 0: SIGKILL at once.
 	StopGrace time.Duration

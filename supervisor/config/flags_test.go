@@ -87,7 +87,7 @@ func TestArgumentVectors(t *testing.T) {
 			t.Errorf("%q: stdout %q, want %q", v.Args, stdout, wantOut)
 		}
 		if v.Stderr == "(usage text)" {
-			if !strings.HasPrefix(stderr, "Usage: crunch-run [options] container-uuid\n  -broken-node-hook ") {
+			if !strings.HasPrefix(stderr, "Usage: crunch-run [options] container-uuid\n  -") || !strings.Contains(stderr, "\n  -broken-node-hook ") {
 				t.Errorf("%q: stderr %q", v.Args, stderr)
 			}
 		} else if stderr != v.Stderr {

@@ -59,6 +59,7 @@ type Site struct {
 	CNIPluginDirs []string
 	// Seccomp tells whether containers run under the default seccomp profile.
 	Seccomp bool
+	Confinement
 	// PidsLimit bounds the processes and threads of a container; 0 means none.
 	PidsLimit int64
 	// StopGrace is the time between TERM and KILL when a container is stopped;
@@ -144,6 +145,13 @@ var settings = []setting{
 		func(s *Site, text string) (err error) { s.Seccomp, err = parseSwitch(text); return },
 		func(s *Site) string { return showSwitch(s.Seccomp) },
 	},
+	noNewPrivilegesSetting,
+	appArmorSetting,
+	selinuxSetting,
+	selinuxMountSetting,
+	umaskSetting,
+	ulimitsSetting,
+	shmSizeSetting,
 	{
 		"pids-limit", "processes and threads a container may have; 0: no limit", "32768",
 		func(s *Site, text string) error {

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"math"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -37,7 +38,7 @@ func TestDefaults(t *testing.T) {
 	want := Site{
 		StoreDir: "/var/lib/crunch-run", StoreBudget: Amount{Percent: 50}, StoreInodes: Amount{Percent: 50}, RuntimeDir: "/run/crunch-run", LocalDir: "/var/lib/crunch-run-local", UnfinishedDir: "/var/lib/crunch-run-unfinished", LockDir: "/var/lock",
 		Network: "bridge", Bridge: "crunch0", Peers: true, CNIConfigDir: "/etc/cni/net.d", CNIPluginDirs: []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"},
-		Seccomp: true, PidsLimit: 32768, FinalTimeout: 24 * time.Hour, GPU: "auto", GPUDriverRoot: "/",
+		Seccomp: true, Confinement: Confinement{AppArmorProfile: "auto", Umask: 0o022, ShmSize: 64 << 20}, PidsLimit: 32768, FinalTimeout: 24 * time.Hour, GPU: "auto", GPUDriverRoot: "/",
 	}
 	if !reflect.DeepEqual(site, want) {
 		t.Errorf("got  %+v\nwant %+v", site, want)
@@ -134,6 +135,20 @@ func TestBadSiteFiles(t *testing.T) {
 		"store-inodes: 0":                                {"more than 0"},
 		"store-inodes: 1GB":                              {"whole number"},
 		"store-inodes: 0%":                               {"1% to 100%"},
+		"umask: 1022":                                    {"0000 to 0777"},
+		"umask: 9":                                       {"octal"},
+		"no-new-privileges: 2":                           {"on or off"},
+		"apparmor-profile: ''":                           {"auto, unconfined or"},
+		"selinux-label: container_t":                     {"user:role:type"},
+		"selinux-label: 'u:r::s0'":                       {"user:role:type"},
+		"selinux-mount-label: 'u:r:t:s0\",x'":            {"user:role:type"},
+		"ulimits: nofile":                                {"is not a limit"},
+		"ulimits: nofiles=1":                             {`"nofiles" is not one of as, core`},
+		"ulimits: nofile=2:1":                            {"above the hard"},
+		"ulimits: nofile=-1":                             {"is not a limit"},
+		"ulimits: [core=0, core=1]":                      {"core is there twice"},
+		"shm-size: 4095":                                 {"at least 4KiB"},
+		"shm-size: 10%":                                  {"not a size"},
 	} {
 		_, err := Load(Sources{DefaultFile: siteFile(t, text)})
 		if err == nil {
@@ -167,9 +182,15 @@ func TestEmptySiteFiles(t *testing.T) {
 
 // What Describe shows can be put into a site file.
 func TestDescribeRoundTrip(t *testing.T) {
-	first, err := Load(Sources{DefaultFile: "/nonexistent", Lookup: env("CRUNCH_RUN_KEEP_MOUNT=a b", "CRUNCH_RUN_CGROUP_BASE=/x/y", "CRUNCH_RUN_SECCOMP=no", "CRUNCH_RUN_STORE_BUDGET=1500MB")})
+	first, err := Load(Sources{DefaultFile: "/nonexistent", Lookup: env("CRUNCH_RUN_KEEP_MOUNT=a b", "CRUNCH_RUN_CGROUP_BASE=/x/y", "CRUNCH_RUN_SECCOMP=no", "CRUNCH_RUN_STORE_BUDGET=1500MB",
+		"CRUNCH_RUN_UMASK=7", "CRUNCH_RUN_ULIMITS=core=0 memlock=1:unlimited", "CRUNCH_RUN_SHM_SIZE=1GB", "CRUNCH_RUN_SELINUX_LABEL=u:r:t:s0:c1,c2", "CRUNCH_RUN_APPARMOR_PROFILE=lab", "CRUNCH_RUN_NO_NEW_PRIVILEGES=on")})
 	if err != nil {
 		t.Fatal(err)
+	}
+	want := Confinement{NoNewPrivileges: true, AppArmorProfile: "lab", SELinuxLabel: "u:r:t:s0:c1,c2", Umask: 7, ShmSize: 1e9,
+		Ulimits: []Ulimit{{"core", 0, 0}, {"memlock", 1, math.MaxUint64}}}
+	if !reflect.DeepEqual(first.Confinement, want) {
+		t.Errorf("%+v", first.Confinement)
 	}
 	var text strings.Builder
 	for _, s := range first.Describe() {

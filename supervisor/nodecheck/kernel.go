@@ -106,6 +106,8 @@ func kernel(c *checker) {
 		}
 	}
 	seccomp(c)
+	appArmor(c)
+	selinux(c)
 	if err := tryUserNamespace(); err != nil {
 		c.note("no user namespaces (%v); containers do not need them", err)
 	} else {

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"crunch-oci/oci"
 	"crunch-oci/supervisor/config"
 )
 
@@ -28,6 +29,9 @@ type Options struct {
 	// Trial runs the program /true of a root directory in a container with every
 	// limit, and returns which limits are not enforced.
 	Trial func(ctx context.Context, rootfs string) (warnings []string, err error)
+	// AppArmor is the node's; SELinuxDir, if not empty, is its selinuxfs.
+	AppArmor   oci.AppArmor
+	SELinuxDir string
 	// GPUs describes the GPUs that containers can get, a line for each kind; the
 	// error says what is wrong with others. Nil: they are not looked for.
 	GPUs func(ctx context.Context) (kinds []string, err error)

@@ -138,10 +138,15 @@ func (r *recorded) trial(ctx context.Context, rootfs string) (warnings []string,
 	if err != nil {
 		return warnings, err
 	}
+	confine, err := confinement(r.site, func(string, ...any) {}) // looked at by itself
+	if err != nil {
+		return warnings, err
+	}
 	const ram = 64 << 20
 	spec, err := oci.NewSpec(oci.Request{
 		RootfsPath: rootfs, Command: []string{"/true"}, Hostname: "check", CgroupsPath: path,
-		Limits: oci.Limits{NanoCPUs: 1e9, RAM: ram}, NoSeccomp: !r.site.Seccomp,
+		Limits: oci.Limits{NanoCPUs: 1e9, RAM: ram, Shm: r.site.ShmSize}, NoSeccomp: !r.site.Seccomp,
+		NoNewPrivileges: r.site.NoNewPrivileges, Confinement: confine,
 	})
 	if err != nil {
 		return nil, err

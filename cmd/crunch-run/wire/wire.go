@@ -136,6 +136,10 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 	if err := dir.Own(rundir.Thing{Kind: ownsContainer, ID: filepath.Join(state, j.UUID)}); err != nil {
 		return err
 	}
+	limits, err := j.limits(log.Printf)
+	if err != nil {
+		return err
+	}
 	store, err := OpenStore(j.Site, func(text string) { log.Printf("%s", text) })
 	if err != nil {
 		return err
@@ -163,7 +167,7 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 		GPUs:          gpus{GPUNode(j.Site), j.Env, j.UUID, dir.Path()},
 		RunDir:        dir,
 		Scratch:       scratch,
-		Limits:        supervisor.Limits{PIDs: j.pidsLimit(), IgnoreRAM: !j.Flags.EnableMemoryLimit, NoSeccomp: !j.Site.Seccomp, StopGrace: j.Site.StopGrace},
+		Limits:        limits,
 		Network:       connect.choose,
 		Cgroup:        cgroup.place,
 		Gateway:       entrance,

@@ -1,0 +1,41 @@
+package wire
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"crunch-oci/oci"
+	"crunch-oci/supervisor"
+	"crunch-oci/supervisor/config"
+)
+
+// limits are what this node's settings say about every container. warn is told
+// what the settings leave to the node and the node lacks.
+func (j Job) limits(warn func(format string, args ...any)) (supervisor.Limits, error) {
+	c, err := confinement(j.Site, warn)
+	return supervisor.Limits{
+		PIDs: j.pidsLimit(), IgnoreRAM: !j.Flags.EnableMemoryLimit, NoSeccomp: !j.Site.Seccomp, StopGrace: j.Site.StopGrace,
+		NoNewPrivileges: j.Site.NoNewPrivileges, Shm: j.Site.ShmSize, Confinement: c,
+	}, err
+}
+
+// confinement translates the site's settings for containers.
+func confinement(s config.Site, warn func(format string, args ...any)) (oci.Confinement, error) {
+	umask := s.Umask
+	c := oci.Confinement{Umask: &umask, SELinuxLabel: s.SELinuxLabel, SELinuxMountLabel: s.SELinuxMountLabel}
+	for _, l := range s.Ulimits {
+		c.Ulimits = append(c.Ulimits, specs.POSIXRlimit{Type: "RLIMIT_" + strings.ToUpper(l.Name), Soft: l.Soft, Hard: l.Hard})
+	}
+	var err error
+	c.AppArmorProfile, err = oci.AppArmor{}.Profile(s.AppArmorProfile)
+	if err != nil && s.AppArmorProfile == oci.AppArmorAuto {
+		warn("warning: containers run without AppArmor profile: %v", err)
+		return c, nil
+	}
+	if err != nil {
+		return c, fmt.Errorf("setting apparmor-profile: %w", err)
+	}
+	return c, nil
+}
