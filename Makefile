@@ -93,6 +93,7 @@ soak: build-deps ## the long forms of the random and mass tests, all cells of th
 	LOCALCLUSTER_TEST_STEPS=long CRUNCH_RUN_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m ./localcluster/...
 	CRUNCH_RUN_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m -run 'TestDispatch|TestCrowd|TestBridgeStarts|TestOpenSSH' ./cmd/crunch-run/
 	CRUNCH_RUN_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m ./oci/network/
+	IMAGESTORE_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m ./imagestore/...
 	SSHD_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m -run TestBulk ./gateway/sshd/
 
 .PHONY: faults

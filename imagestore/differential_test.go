@@ -12,9 +12,7 @@ import (
 	"strings"
 	"testing"
 
-	"crunch-oci/imagestore/archive"
 	"crunch-oci/imagestore/internal/imagetest"
-	. "crunch-oci/imagestore/internal/tartest"
 	"crunch-oci/imagestore/internal/treetest"
 
 	"golang.org/x/sys/unix"
@@ -120,86 +118,4 @@ func applyWithTar(t *testing.T, root string, l []byte) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("tar: %v: %s", err, out)
 	}
-}
-
-// The same image after other programs have had it: skopeo converts it into each
-// format, umoci unpacks it and builds on it.
-func TestOtherPrograms(t *testing.T) {
-	need(t, "skopeo")
-	need(t, "umoci")
-	layers, want := randomLayers(t, 200, 4, false)
-	m := imagetest.Image{Layers: append([][]byte{Tar(t, Dir("./"))}, layers...), Tags: []string{"example.org/img:latest"}}
-	work := t.TempDir()
-	ours := filepath.Join(work, "ours.tar")
-	write := func(entries []Entry) {
-		if err := os.WriteFile(ours, Tar(t, entries...), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write(imagetest.DockerLegacy(m, false))
-	oci := filepath.Join(work, "oci")
-	run(t, work, "skopeo", "copy", "-q", "docker-archive:"+ours, "oci:oci:v1") // accepts what our generator writes
-	for _, dest := range []string{"docker-archive:a.tar:example.org/img:latest", "oci-archive:b.tar:v1"} {
-		run(t, work, "skopeo", "copy", "-q", "oci:oci:v1", dest)
-	}
-	run(t, work, "tar", "-C", oci, "-cf", "c.tar", ".")
-	run(t, work, "sh", "-c", "gzip -c a.tar > d.tar.gz; zstd -q -c a.tar > e.tar.zst")
-	m.Compress = "zstd"
-	write(imagetest.Docker25(m))
-	run(t, work, "cp", ours, "f.tar")
-
-	for _, name := range []string{"a.tar", "b.tar", "c.tar", "d.tar.gz", "e.tar.zst", "f.tar"} {
-		t.Run(name, func(t *testing.T) {
-			snap := unpackFile(t, filepath.Join(work, name))
-			compare(t, name, want, list(t, mount(t, snap), treetest.Options{}))
-		})
-	}
-	// umoci's rootfs has the times of directories as they were when it removed
-	// something from them.
-	o := treetest.Options{IgnoreDirTimes: true}
-	t.Run("umoci unpack", func(t *testing.T) {
-		run(t, work, "umoci", "unpack", "--image", "oci:v1", "bundle")
-		snap := unpackFile(t, filepath.Join(work, "c.tar"))
-		compare(t, "umoci", list(t, filepath.Join(work, "bundle/rootfs"), o), list(t, mount(t, snap), o))
-	})
-	t.Run("umoci repack", func(t *testing.T) {
-		root := filepath.Join(work, "bundle/rootfs")
-		run(t, root, "sh", "-c", `find . -mindepth 1 -maxdepth 2 -type f | head -3 | xargs -d '\n' rm -f; rm -rf dir; mkdir -p dir/sub; echo x > dir/sub/y; ln dir/sub/y dir/z; chmod 4711 dir/z; mkdir c 2>/dev/null; : > only-new; touch -d @1700000000 dir/sub/y only-new; d=$(find . -mindepth 1 -maxdepth 1 -type d ! -name dir ! -empty | head -1); rm -rf "$d"; mkfifo "$d"; touch -d @1700000000 "$d"`)
-		run(t, work, "umoci", "repack", "--image", "oci:v2", "bundle")
-		run(t, work, "skopeo", "copy", "-q", "oci:oci:v2", "oci-archive:g.tar:v2")
-		snap := unpackFile(t, filepath.Join(work, "g.tar"))
-		compare(t, "umoci", list(t, root, o), list(t, mount(t, snap), o))
-	})
-}
-
-func need(t *testing.T, program string) {
-	t.Helper()
-	if _, err := exec.LookPath(program); err != nil {
-		t.Skipf("%s is not installed", program)
-	}
-}
-
-func run(t *testing.T, dir string, args ...string) {
-	t.Helper()
-	cmd := exec.Command(args[0], args[1:]...)
-	cmd.Dir = dir
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%q: %v: %s", args, err, out)
-	}
-}
-
-// unpackFile unpacks a tarball into a store of its own.
-func unpackFile(t *testing.T, name string) *Snapshot {
-	t.Helper()
-	b, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := openStore(t, t.TempDir())
-	snap, err := s.Unpack(t.Context(), Key{Source: name}, opener(b, archive.Options{Scratch: s.Scratch()}), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { snap.Close() })
-	return snap
 }

@@ -17,6 +17,9 @@ packages() {
 		skopeo
 		umoci
 		podman
+		buildah
+		containerd
+		docker.io
 		runc
 		zstd
 		attr

@@ -41,12 +41,20 @@ func (m Image) DiffIDs() []digest.Digest {
 
 // RawConfig is the configuration document.
 func (m Image) RawConfig() []byte {
+	var history []any // one without layer, then as many with
+	for i := range len(m.Layers) + 1 {
+		step := map[string]any{"created": "2024-05-06T07:08:09Z", "created_by": "/bin/sh -c #(nop)"}
+		if i == 0 {
+			step["empty_layer"] = true
+		}
+		history = append(history, step)
+	}
 	doc := map[string]any{
 		"architecture": "amd64", "os": "linux", "created": "2024-05-06T07:08:09.123456789Z",
 		"config":         m.Config,
 		"docker_version": "26.1.5", "container_config": map[string]any{"Hostname": "x"}, // docker's extensions
 		"rootfs":  map[string]any{"type": "layers", "diff_ids": m.DiffIDs()},
-		"history": []any{map[string]any{"created": "2024-05-06T07:08:09Z", "created_by": "/bin/sh -c #(nop)", "empty_layer": true}},
+		"history": history,
 	}
 	return mustJSON(doc)
 }
