@@ -81,7 +81,7 @@ func TestArgumentVectors(t *testing.T) {
 		want.stdout = strings.ReplaceAll(want.stdout, "VERSION", version)
 		want.stderr = strings.ReplaceAll(want.stderr, "VERSION", version)
 		if want.stderr == "(usage text)" {
-			if !strings.HasPrefix(got.stderr, "Usage: crunch-run [options] container-uuid\n  - ") {
+			if !strings.HasPrefix(got.stderr, "Usage: crunch-run [options] container-uuid\n  -") {
 				t.Errorf("%q: %q", v.Args, got.stderr)
 			}
 			want.stderr = got.stderr
