@@ -83,12 +83,19 @@ func create(t testing.TB, req oci.Request, stdin io.Reader) (*box, error) {
 	return createIn(t, t.TempDir(), filepath.Base(req.CgroupsPath), req, stdin)
 }
 
-func createIn(t testing.TB, stateDir, id string, req oci.Request, stdin io.Reader) (*box, error) {
+// createEdited is create with edits to the specification.
+func createEdited(t testing.TB, req oci.Request, edits ...oci.Edit) (*box, error) {
+	t.Helper()
+	return createIn(t, t.TempDir(), filepath.Base(req.CgroupsPath), req, nil, edits...)
+}
+
+func createIn(t testing.TB, stateDir, id string, req oci.Request, stdin io.Reader, edits ...oci.Edit) (*box, error) {
 	t.Helper()
 	spec, err := oci.NewSpec(req)
 	if err != nil {
 		return nil, err
 	}
+	must(t, oci.Apply(spec, edits...))
 	b := &box{t: t, runtime: &oci.Runtime{StateDir: stateDir}, id: id, bundle: filepath.Join(t.TempDir(), "bundle"),
 		stdout: new(bytes.Buffer), stderr: new(bytes.Buffer), drained: make(chan struct{})}
 	must(t, oci.WriteBundle(b.bundle, spec))

@@ -61,9 +61,8 @@ func (c *Container) startInit(ctx context.Context, stateDir string, stdio Stdio)
 	// with it the call below.
 	stop := context.AfterFunc(ctx, func() { ours.Close() })
 	forkthread.Do(func() { err = c.ctr.Start(stdio.Stdin, stdio.Stdout, stdio.Stderr, theirs) })
-	stopped := !stop()
 	if err != nil {
-		if stopped {
+		if !stop() {
 			return context.Cause(ctx)
 		}
 		return err
@@ -77,10 +76,15 @@ func (c *Container) startInit(ctx context.Context, stateDir string, stdio Stdio)
 		c.exit, c.waitErr = exitStatus(status), err
 	}()
 	c.tidy.Add("kill the container's processes", bounded(c.Kill))
-	if stopped {
+	// So that its end is noticed when init, which has the other copy, ends.
+	if err := theirs.Close(); err != nil {
+		return err
+	}
+	err = c.ctr.LoadFilter(ours)
+	if !stop() {
 		return context.Cause(ctx)
 	}
-	return nil
+	return err
 }
 
 // bounded gives a step of the clean-up, which nothing cancels, a time limit.

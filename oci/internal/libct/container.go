@@ -31,6 +31,12 @@ type Container struct {
 	spec     *specs.Process
 	process  *libcontainer.Process
 	stateDir string
+
+	// A system call filter that is still to be loaded, and what belongs to it;
+	// see LoadFilter.
+	filter  *filter
+	config  *configs.Config
+	profile *configs.Seccomp
 }
 
 // New prepares a container from a specification with absolute paths. Of the
@@ -44,11 +50,14 @@ func New(stateDir, id string, spec *specs.Spec) (*Container, error) {
 	// For the first stage of the container's init only: the later stages are
 	// clones, which do not inherit it. See Init.
 	config.ParentDeathSignal = int(unix.SIGKILL)
-	ctr, err := libcontainer.Create(stateDir, id, config)
-	if err != nil {
+	c := &Container{spec: spec.Process, stateDir: filepath.Join(stateDir, id)}
+	if err := c.takeFilter(config); err != nil {
+		return nil, err
+	}
+	if c.ctr, err = libcontainer.Create(stateDir, id, config); err != nil {
 		return nil, fmt.Errorf("prepare container: %w", err)
 	}
-	return &Container{ctr: ctr, spec: spec.Process, stateDir: filepath.Join(stateDir, id)}, nil
+	return c, nil
 }
 
 // CgroupDirs returns the directories of the container's cgroup, by controller
@@ -136,6 +145,9 @@ var ErrNotReady = errors.New("the container's init ended before the command was 
 // the init is killed meanwhile, and looks for that only ten times a second. A
 // non-blocking open needs neither.
 func (c *Container) Release(await func()) error {
+	if c.filter != nil {
+		return errors.New("start the container's init: its system call filter has not been loaded")
+	}
 	fifo, err := unix.Open(c.fifo(), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("start the container's init: %w", &os.PathError{Op: "open", Path: c.fifo(), Err: err})

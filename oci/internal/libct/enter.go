@@ -34,6 +34,9 @@ func Load(stateDir, id string) (*Guest, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the container's state: %w", err)
 	}
+	if lacksProfile(ctr.Config()) {
+		return nil, errors.New("read the container's state: its system call filter has not been loaded yet")
+	}
 	return &Guest{ctr}, nil
 }
 

@@ -38,6 +38,7 @@ func IsInit(args []string) bool {
 // other until it executes the command: end of file means that the creator is
 // gone. The command does not get the descriptor. The other direction carries
 // the reason if the command cannot be executed, so that silence means success.
+// Before that the creator may send a system call filter; see LoadFilter.
 //
 // A process that enters a container which runs already (see Guest.Enter) comes
 // this way as well. It is in the container's PID namespace, with whose first
@@ -86,16 +87,25 @@ func attach() error {
 			return err
 		}
 	}
+	return guard(enters)
+}
+
+// guard ends this process when the creator's end of the lifeline is closed, and
+// does what comes along it before.
+func guard(enters bool) error {
+	var loader filterLoader
+	begun := make(chan error)
 	go func() {
-		var b [1]byte
-		for {
-			n, err := unix.Read(lifelineFd, b[:])
-			if n == 0 && err == nil || err != nil && err != unix.EINTR {
-				// Not by a signal: the first process of a PID namespace
-				// ignores those it sends to itself.
-				unix.Exit(128 + int(unix.SIGKILL))
-			}
+		// Its capabilities are the thread's.
+		runtime.LockOSThread()
+		if !enters {
+			begun <- loader.keepCapabilities()
 		}
+		close(begun)
+		_ = loader.serve(rawLifeline{})
+		// Not by a signal: the first process of a PID namespace ignores those
+		// it sends to itself.
+		unix.Exit(128 + int(unix.SIGKILL))
 	}()
-	return nil
+	return <-begun
 }

@@ -29,6 +29,11 @@ func TestMain(m *testing.M) {
 // where its init waits, and returns our end of its lifeline.
 func newTestContainer(t *testing.T, args ...string) (*Container, int) {
 	t.Helper()
+	return newFilteredContainer(t, nil, args...)
+}
+
+func newFilteredContainer(t *testing.T, filter *specs.LinuxSeccomp, args ...string) (*Container, int) {
+	t.Helper()
 	id := fmt.Sprintf("libct-%d", os.Getpid())
 	root := t.TempDir()
 	program, err := os.ReadFile("/bin/busybox")
@@ -50,6 +55,7 @@ func newTestContainer(t *testing.T, args ...string) (*Container, int) {
 		Linux: &specs.Linux{
 			CgroupsPath: "crunch-oci-test-" + id,
 			Resources:   &specs.LinuxResources{},
+			Seccomp:     filter,
 			Namespaces:  []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}},
 		},
 	})
