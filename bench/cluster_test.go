@@ -68,6 +68,7 @@ type site struct {
 	blocks  keep.BlockStore
 	boss    *arvados.Client // the dispatcher
 	image   string          // portable data hash
+	tarball string          // of the image
 }
 
 // newSite starts a cluster and stores the image made of rootfs.
@@ -117,6 +118,7 @@ func (s *site) storeImage(b *testing.B, rootfs string) string {
 	if out, err := exec.Command("../scripts/make-image.sh", rootfs, tarball, "bench:latest").CombinedOutput(); err != nil {
 		b.Fatalf("%v: %s", err, out)
 	}
+	s.tarball = tarball
 	data, err := os.ReadFile(tarball)
 	if err != nil {
 		b.Fatal(err)

@@ -1,6 +1,7 @@
 #!/bin/sh
 # bench.sh: the figures of doc/performance.md, each beside a peer doing the same
-# work in the same run. The machine should be otherwise idle.
+# work in the same run. The machine should be otherwise idle. BENCH_STARTS=20
+# BENCH_PARALLEL=8 makes the first one short.
 set -eu
 cd "$(dirname "$0")/.."
 tags=seccomp,netgo,osusergo
@@ -12,12 +13,12 @@ run() {
 	shift 2
 	echo "== go test $package -bench $pattern $*"
 	sync
-	go test -tags $tags -run '^$' -bench "$pattern" -timeout 60m "$@" "$package" | grep -E '^Benchmark|--- FAIL|panic' || true
+	go test -tags $tags -run '^$' -bench "$pattern" -timeout 60m "$@" "$package" | grep -E '^Benchmark|^\||--- FAIL|panic' || true
 }
 
 uname -sr
 nproc
-run ./bench 'WarmStart' -benchtime 50x
+run ./bench 'Start' -benchtime 1x
 run ./oci 'Life' -benchtime 50x
 BENCH_SUPERVISORS=1,50 run ./bench 'IdleMemory' -benchtime 1x
 run ./imagestore 'Unpack' -benchtime 3x
