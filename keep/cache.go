@@ -8,6 +8,8 @@ import (
 	"runtime/debug"
 	"sync"
 	"time"
+
+	"crunch-oci/keep/internal/flight"
 )
 
 // Cache remembers blocks in memory and fetches ahead. It is a decorator of a
@@ -18,7 +20,7 @@ import (
 type Cache struct {
 	blocks BlockReader
 	limit  int64
-	shared flights
+	shared flight.Group[[]byte]
 
 	ctx    context.Context // of prefetches and fetches; ends with Close
 	cancel context.CancelFunc
@@ -89,7 +91,7 @@ func (c *Cache) Close() error {
 	c.drop(0)
 	c.mu.Unlock()
 	c.prefetch.Wait()
-	c.shared.close()
+	c.shared.Close()
 	return nil
 }
 
@@ -150,7 +152,7 @@ func (c *Cache) Prefetch(loc Locator) {
 	size := loc.Size()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed || loc.IsEmptyBlock() || c.byHash[loc.Hash()] != nil || c.ahead+2*size > c.limit || c.shared.has(loc) {
+	if c.closed || loc.IsEmptyBlock() || c.byHash[loc.Hash()] != nil || c.ahead+2*size > c.limit || c.shared.Waiting(loc.Hash()) > 0 {
 		return
 	}
 	c.ahead += size
@@ -185,7 +187,7 @@ func (c *Cache) lookup(loc Locator, count bool) []byte {
 
 // fetch gets the block and remembers it.
 func (c *Cache) fetch(ctx context.Context, loc Locator) ([]byte, error) {
-	return c.shared.fetch(ctx, c.ctx, loc, func(ctx context.Context, loc Locator) ([]byte, error) {
+	return c.shared.Do(ctx, c.ctx, loc.Hash(), loc.String(), func(ctx context.Context) ([]byte, error) {
 		// Another fetch may have ended since the caller looked.
 		if data := c.lookup(loc, false); data != nil {
 			return data, nil

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"crunch-oci/keep/internal/flight"
 )
 
 const (
@@ -66,7 +68,7 @@ type Client struct {
 	cfg    ClientConfig
 	disk   *http.Client
 	proxy  *http.Client
-	shared flights
+	shared flight.Group[[]byte]
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -123,7 +125,7 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 // Close ends fetches under way and closes idle connections.
 func (c *Client) Close() error {
 	c.cancel()
-	c.shared.close()
+	c.shared.Close()
 	c.disk.CloseIdleConnections()
 	c.proxy.CloseIdleConnections()
 	return nil

@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -524,5 +525,51 @@ func TestClientClose(t *testing.T) {
 	}
 	if _, err := client.ReadBlock(t.Context(), loc); !errors.Is(err, fs.ErrClosed) {
 		t.Errorf("read after Close: %v", err)
+	}
+}
+
+// memoryFile is an io.WriterAt that takes room bytes at most.
+type memoryFile struct {
+	data []byte
+	room int
+}
+
+func (f *memoryFile) WriteAt(p []byte, off int64) (int, error) {
+	if int(off)+len(p) > f.room {
+		return 0, syscall.ENOSPC
+	}
+	f.data = append(f.data[:off], p...)
+	return len(p), nil
+}
+
+// A block that is copied is the right one after any number of bad attempts, and
+// what fails on our side is not retried.
+func TestClientCopyBlock(t *testing.T) {
+	srv := &keeptest.Server{}
+	client := keeptest.NewClient(t, nil, srv.Start(t))
+	data := bytes.Repeat([]byte("0123456789"), 100_000)
+	loc := srv.Put(data)
+	for name, fault := range map[string]keeptest.Fault{
+		"good": nil, "corrupt": keeptest.Corrupt, "truncated": keeptest.Truncate, "reset": keeptest.Reset, "busy": keeptest.Status(503, "busy"),
+	} {
+		srv.Recover()
+		if fault != nil {
+			srv.Inject(1, fault)
+		}
+		f := &memoryFile{room: len(data)}
+		if err := client.CopyBlock(t.Context(), loc, f); err != nil || !bytes.Equal(f.data, data) {
+			t.Errorf("%s: %d bytes, %v", name, len(f.data), err)
+		}
+	}
+	before := len(srv.Requests())
+	if err := client.CopyBlock(t.Context(), loc, &memoryFile{room: 500_000}); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("full: %v", err)
+	}
+	if n := len(srv.Requests()) - before; n != 1 {
+		t.Errorf("%d requests for a file that is full", n)
+	}
+	srv.Delete(loc.Hash())
+	if err := client.CopyBlock(t.Context(), loc, &memoryFile{}); !errors.Is(err, keep.ErrNotFound) {
+		t.Errorf("missing: %v", err)
 	}
 }

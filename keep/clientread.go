@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -74,23 +75,65 @@ func (e *ReadError) Unwrap() []error {
 // result, which must not be changed. The error is a *ReadError, which is
 // ErrNotFound if every service said 404; or ErrNoServices, or ctx's.
 func (c *Client) ReadBlock(ctx context.Context, loc Locator) ([]byte, error) {
-	switch {
-	case loc.IsZero():
-		return nil, ErrInvalidLocator
-	case loc.IsEmptyBlock():
-		return []byte{}, nil
-	case loc.Size() > MaxBlockSize:
-		return nil, fmt.Errorf("read block %s: %w", loc.WithoutHints(), ErrBlockTooBig)
+	if err := checkReadable(loc); err != nil || loc.IsEmptyBlock() {
+		return []byte{}, err
 	}
-	return c.shared.fetch(ctx, c.ctx, loc, c.readBlock)
+	return c.shared.Do(ctx, c.ctx, loc.Hash(), loc.String(), func(ctx context.Context) (data []byte, err error) {
+		err = c.getBlock(ctx, loc, func(resp *http.Response) (err error) {
+			data, err = readVerified(resp, loc)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+		return data, nil
+	})
 }
 
-func (c *Client) readBlock(ctx context.Context, loc Locator) (data []byte, err error) {
+// CopyBlock fetches a block like ReadBlock, but writes it to w as it arrives and
+// holds next to nothing in memory. What is in w is only good if there is no
+// error: a second attempt writes over what the first one wrote. If w fails,
+// there is none, and the error is w's, wrapped. Simultaneous calls do not share.
+func (c *Client) CopyBlock(ctx context.Context, loc Locator, w io.WriterAt) error {
+	if err := checkReadable(loc); err != nil || loc.IsEmptyBlock() {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(c.ctx, cancel)()
+	var failed error // w's
+	err := c.getBlock(ctx, loc, func(resp *http.Response) (err error) {
+		err = copyVerified(w, resp, loc, &failed)
+		if failed != nil {
+			cancel()
+		}
+		return err
+	})
+	if failed != nil {
+		return fmt.Errorf("keep a copy of block %s: %w", loc.WithoutHints(), failed)
+	}
+	return err
+}
+
+func checkReadable(loc Locator) error {
+	switch {
+	case loc.IsZero():
+		return ErrInvalidLocator
+	case loc.Size() > MaxBlockSize:
+		return fmt.Errorf("read block %s: %w", loc.WithoutHints(), ErrBlockTooBig)
+	}
+	return nil
+}
+
+// getBlock asks the services for a block until take, which is given each reply,
+// has no objection.
+func (c *Client) getBlock(ctx context.Context, loc Locator, take func(*http.Response) error) error {
 	failed := make(map[string]*ServiceError)
 	var order []string
 	result := &ReadError{Locator: loc.WithoutHints()}
 	badSums := make(map[string]int)
-	err = c.rounds(ctx, loc.Hash(), func(r round) bool {
+	done := false
+	err := c.rounds(ctx, loc.Hash(), func(r round) bool {
 		result.Attempts++
 		retry := false
 		for _, s := range hintedServices(loc, r.services) {
@@ -100,15 +143,14 @@ func (c *Client) readBlock(ctx context.Context, loc Locator) (data []byte, err e
 			}
 			a := attempt{method: http.MethodGet, service: s, path: loc.String(), round: r}
 			page := false
-			e := c.do(ctx, a, func(resp *http.Response) (err error) {
+			e := c.do(ctx, a, func(resp *http.Response) error {
 				page = isPage(resp)
-				data, err = readVerified(resp, loc)
-				return err
+				return take(resp)
 			})
 			if e == nil {
+				done = true
 				return true
 			}
-			data = nil
 			if ctx.Err() != nil {
 				return true
 			}
@@ -127,17 +169,17 @@ func (c *Client) readBlock(ctx context.Context, loc Locator) (data []byte, err e
 		return !retry && len(order) > 0
 	})
 	switch {
-	case data != nil:
-		return data, nil
+	case done:
+		return nil
 	case err != nil:
-		return nil, fmt.Errorf("read block %s: %w", result.Locator, err)
+		return fmt.Errorf("read block %s: %w", result.Locator, err)
 	case len(order) == 0:
-		return nil, fmt.Errorf("read block %s: %w", result.Locator, ErrNoServices)
+		return fmt.Errorf("read block %s: %w", result.Locator, ErrNoServices)
 	}
 	for _, url := range order {
 		result.Services = append(result.Services, failed[url])
 	}
-	return nil, result
+	return result
 }
 
 // isPage tells whether a reply is made for people or for other programs, by a
@@ -178,21 +220,68 @@ func hintedServices(loc Locator, services []Service) []Service {
 
 // readVerified reads a block and checks it while it arrives.
 func readVerified(resp *http.Response, loc Locator) ([]byte, error) {
-	if resp.ContentLength >= 0 && resp.ContentLength != loc.Size() {
-		return nil, fmt.Errorf("%w: reply has %d bytes", ErrChecksum, resp.ContentLength)
+	if err := checkLength(resp, loc); err != nil {
+		return nil, err
 	}
 	data := make([]byte, loc.Size())
 	sum := md5.New()
 	if n, err := io.ReadFull(hashingReader{resp.Body, sum}, data); err != nil {
-		return nil, fmt.Errorf("reply broke off after %d of %d bytes: %w", n, len(data), err)
+		return nil, brokeOff(int64(n), loc, err)
 	}
-	if n, _ := io.ReadFull(resp.Body, make([]byte, 1)); n > 0 {
-		return nil, fmt.Errorf("%w: reply has more than %d bytes", ErrChecksum, len(data))
-	}
-	if hex.EncodeToString(sum.Sum(nil)) != loc.Hash() {
-		return nil, fmt.Errorf("%w: bad checksum", ErrChecksum)
+	if err := checkEnd(resp, loc, sum); err != nil {
+		return nil, err
 	}
 	return data, nil
+}
+
+// pieces are the buffers of copyVerified. A piece is still in the processor's
+// cache when it is hashed and written.
+var pieces = sync.Pool{New: func() any { return new([256 << 10]byte) }}
+
+// copyVerified is readVerified for a block that is not to be held in memory. An
+// error of w is stored in failed, too.
+func copyVerified(w io.WriterAt, resp *http.Response, loc Locator, failed *error) error {
+	if err := checkLength(resp, loc); err != nil {
+		return err
+	}
+	piece := pieces.Get().(*[256 << 10]byte)
+	defer pieces.Put(piece)
+	sum := md5.New()
+	for at := int64(0); at < loc.Size(); {
+		n, err := io.ReadFull(resp.Body, piece[:min(int64(len(piece)), loc.Size()-at)])
+		if err != nil {
+			return brokeOff(at+int64(n), loc, err)
+		}
+		sum.Write(piece[:n])
+		if _, err := w.WriteAt(piece[:n], at); err != nil {
+			*failed = err
+			return err
+		}
+		at += int64(n)
+	}
+	return checkEnd(resp, loc, sum)
+}
+
+func checkLength(resp *http.Response, loc Locator) error {
+	if resp.ContentLength >= 0 && resp.ContentLength != loc.Size() {
+		return fmt.Errorf("%w: reply has %d bytes", ErrChecksum, resp.ContentLength)
+	}
+	return nil
+}
+
+func brokeOff(n int64, loc Locator, err error) error {
+	return fmt.Errorf("reply broke off after %d of %d bytes: %w", n, loc.Size(), err)
+}
+
+// checkEnd is given a reply of which as many bytes as the block has were read.
+func checkEnd(resp *http.Response, loc Locator, sum hash.Hash) error {
+	if n, _ := io.ReadFull(resp.Body, make([]byte, 1)); n > 0 {
+		return fmt.Errorf("%w: reply has more than %d bytes", ErrChecksum, loc.Size())
+	}
+	if hex.EncodeToString(sum.Sum(nil)) != loc.Hash() {
+		return fmt.Errorf("%w: bad checksum", ErrChecksum)
+	}
+	return nil
 }
 
 // hashingReader feeds what is read to a hash in pieces that are still in the

@@ -9,18 +9,9 @@ func (c *Collection) SetBlockSize(n int) { c.blockSize = n }
 func (c *Cache) SetIdle(d time.Duration) { c.idle = d }
 
 // Waiting tells whether n callers wait for the fetch of a block.
-func (c *Client) Waiting(loc Locator, n int) bool { return c.shared.waiting(loc) == n }
+func (c *Client) Waiting(loc Locator, n int) bool { return c.shared.Waiting(loc.Hash()) == n }
 
-func (c *Cache) Waiting(loc Locator, n int) bool { return c.shared.waiting(loc) == n }
-
-func (f *flights) waiting(loc Locator) int {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if fl := f.byHash[loc.Hash()]; fl != nil {
-		return fl.waiting
-	}
-	return 0
-}
+func (c *Cache) Waiting(loc Locator, n int) bool { return c.shared.Waiting(loc.Hash()) == n }
 
 // WaitPrefetch returns when no block is being fetched ahead.
 func (c *Cache) WaitPrefetch() { c.prefetch.Wait() }
