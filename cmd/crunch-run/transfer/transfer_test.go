@@ -358,3 +358,30 @@ func TestBar(t *testing.T) {
 		t.Errorf("said %q", log.String())
 	}
 }
+
+// Trees deeper than the directories that are kept open come out whole, also what
+// follows the way back up.
+func TestExportOfDeepTrees(t *testing.T) {
+	s := session(t)
+	files, want := map[string]string{}, map[string]string{}
+	at := ""
+	for i := range 60 {
+		at += "d/"
+		want[at] = ""
+		files[at+"f"], want[at+"f"] = fmt.Sprint(i), fmt.Sprint(i)
+		if i%25 == 3 {
+			files[at+"e/e/f"], want[at+"e/"], want[at+"e/e/"], want[at+"e/e/f"] = "side", "", "", "side"
+		}
+	}
+	coll, err := s.PutTree(t.Context(), []string{tree(t, files) + "/"}, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	back := t.TempDir()
+	if err := s.Export(t.Context(), coll.UUID, ".", back); err != nil {
+		t.Fatal(err)
+	}
+	if got := content(t, back); !maps.Equal(got, want) {
+		t.Errorf("%d entries came back, want %d", len(got), len(want))
+	}
+}
