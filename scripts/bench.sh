@@ -21,6 +21,7 @@ nproc
 run ./bench 'Start' -benchtime 1x
 run ./oci 'Life' -benchtime 50x
 BENCH_SUPERVISORS=1,50 run ./bench 'IdleMemory' -benchtime 1x
+run ./bench 'Output' -benchtime 1x
 run ./imagestore 'Unpack' -benchtime 3x
 run ./keep 'Get|Put|MD5|CollectionRead|CollectionWrite'
 run ./keep/mount 'SequentialRead|CachedRead|HTTP'
