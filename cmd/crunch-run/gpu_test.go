@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"archive/tar"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -128,6 +129,21 @@ func TestGPUsAreNotShared(t *testing.T) {
 	if !regexp.MustCompile(`(?m)^2 +cuda +GPU-\S+ +Stand-in A100 +40960 MiB +8\.0 +local-dz642-\w+$`).MatchString(list.stdout) ||
 		!regexp.MustCompile(`(?m)^3 .* -$`).MatchString(list.stdout) {
 		t.Errorf("crunch-run gpus prints\n%s%s", list.stdout, list.stderr)
+	}
+	var all []struct {
+		Stack   string
+		Devices []struct {
+			Index     int
+			Container *string
+		}
+	}
+	if list = n.run(t, "gpus", "--json"); json.Unmarshal([]byte(list.stdout), &all) != nil || len(all) != 1 || len(all[0].Devices) != 4 {
+		t.Fatalf("crunch-run gpus --json prints\n%s%s", list.stdout, list.stderr)
+	}
+	for _, d := range all[0].Devices {
+		if d.Container == nil || strings.HasPrefix(*d.Container, "local-dz642-") != (d.Index < 3) {
+			t.Errorf("crunch-run gpus --json prints\n%s", list.stdout)
+		}
 	}
 	// Killed, it leaves the GPUs to the next at once.
 	killed(t, n, first)

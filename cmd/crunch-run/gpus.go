@@ -54,7 +54,7 @@ func runGPUs(args []string, stdout, stderr io.Writer) int {
 	if *asJSON {
 		e := json.NewEncoder(stdout)
 		e.SetIndent("", "  ")
-		if err := e.Encode(all); err != nil {
+		if err := e.Encode(withHolders(all, wire.GPUNode(site).Locks)); err != nil {
 			return fail(stderr, 1, "crunch-run gpus: %v", err)
 		}
 		return 0
@@ -88,6 +88,30 @@ func inventories(ctx context.Context, site config.Site, stderr io.Writer) (all [
 		return all, nil
 	}
 	return nil, err
+}
+
+// heldInventory is an inventory that says who has what.
+type heldInventory struct {
+	device.Inventory
+	Devices []heldDevice `json:"devices"`
+}
+
+type heldDevice struct {
+	device.Device
+	// Container is who has it; "" if nobody has.
+	Container string `json:"container"`
+}
+
+func withHolders(all []device.Inventory, locks lease.Dir) []heldInventory {
+	list := []heldInventory{}
+	for _, inv := range all {
+		held := heldInventory{Inventory: inv, Devices: []heldDevice{}}
+		for _, d := range inv.Devices {
+			held.Devices = append(held.Devices, heldDevice{d, locks.Holder(d.UUID).UUID})
+		}
+		list = append(list, held)
+	}
+	return list
 }
 
 func printInventories(w io.Writer, all []device.Inventory, locks lease.Dir) {

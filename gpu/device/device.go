@@ -145,13 +145,6 @@ func (r Request) Check() error {
 			return fmt.Errorf("%w: driver_version: %w", ErrRequest, err)
 		}
 	}
-	if r.Stack == CUDA && !r.anyTarget() {
-		for _, t := range r.Targets {
-			if _, err := parseVersion(t); err != nil {
-				return fmt.Errorf("%w: hardware_target: %w", ErrRequest, err)
-			}
-		}
-	}
 	return nil
 }
 
@@ -213,9 +206,11 @@ func (r Request) CheckDevice(d Device) error {
 			}
 			continue
 		}
-		want, err := parseVersion(t)
+		want, err := parseCapability(t)
 		if err != nil {
-			return fmt.Errorf("%w: hardware_target: %w", ErrRequest, err)
+			// A name of the site's own, for its dispatcher, which has chosen this
+			// node by it.
+			return nil
 		}
 		if got, err := parseVersion(d.Target); err != nil || compare(got, want) >= 0 {
 			return nil
@@ -226,6 +221,23 @@ func (r Request) CheckDevice(d Device) error {
 		kind = "architecture"
 	}
 	return fmt.Errorf("%w: GPU %s (%s) has %s %s, %s is asked for", ErrUnsuitable, d.Label(), d.Name, kind, d.Target, strings.Join(r.Targets, " or "))
+}
+
+// parseCapability reads a CUDA compute capability, "8.0", also as compilers are
+// told it: "sm_80", "compute_90a".
+func parseCapability(t string) ([]int, error) {
+	digits, ok := strings.CutPrefix(strings.ToLower(t), "sm_")
+	if !ok {
+		digits, ok = strings.CutPrefix(strings.ToLower(t), "compute_")
+	}
+	if !ok {
+		return parseVersion(t)
+	}
+	digits = strings.TrimRight(digits, "af") // specific to that architecture, or its family
+	if len(digits) < 2 {
+		return nil, fmt.Errorf("%q is not a compute capability such as sm_80", t)
+	}
+	return parseVersion(digits[:len(digits)-1] + "." + digits[len(digits)-1:])
 }
 
 // baseTarget is a ROCm target without its features: "gfx90a:sramecc+:xnack-".

@@ -20,7 +20,7 @@ func TestRequestCheck(t *testing.T) {
 		{Request{Stack: CUDA, Count: 1, VRAM: -1}, false},
 		{Request{Stack: CUDA, Count: 1, DriverVersion: "new"}, false},
 		{Request{Stack: CUDA, Count: 1, DriverVersion: "12."}, false},
-		{Request{Stack: CUDA, Count: 1, Targets: []string{"sm_80"}}, false},
+		{Request{Stack: CUDA, Count: 1, Targets: []string{"sm_80"}}, true},
 	} {
 		if err := c.r.Check(); (err == nil) != c.ok || err != nil && !errors.Is(err, ErrRequest) {
 			t.Errorf("%+v: %v", c.r, err)
@@ -51,6 +51,32 @@ func TestCheckDriver(t *testing.T) {
 		err := Request{Stack: c.inv.Stack, DriverVersion: c.want}.CheckDriver(c.inv)
 		if (err == nil) != c.ok || err != nil && !errors.Is(err, ErrUnsuitable) {
 			t.Errorf("%s on %+v: %v", c.want, c.inv, err)
+		}
+	}
+}
+
+func TestCheckDeviceTarget(t *testing.T) {
+	a100 := Device{Stack: CUDA, Target: "8.0", Memory: 40 << 30}
+	for _, c := range []struct {
+		targets []string
+		ok      bool
+	}{
+		{[]string{"8.0"}, true},
+		{[]string{"7.5"}, true},
+		{[]string{"8.6"}, false},
+		{[]string{"9.0", "8.0"}, true},
+		{[]string{"sm_80"}, true},
+		{[]string{"SM_75"}, true},
+		{[]string{"sm_90a"}, false},
+		{[]string{"compute_100f"}, false},
+		{[]string{"compute_80"}, true},
+		{[]string{"sm_"}, true},
+		{[]string{"ampere"}, true}, // says nothing to us
+		{nil, true},
+	} {
+		err := Request{Stack: CUDA, Count: 1, Targets: c.targets}.CheckDevice(a100)
+		if (err == nil) != c.ok || err != nil && !errors.Is(err, ErrUnsuitable) {
+			t.Errorf("%v: %v", c.targets, err)
 		}
 	}
 }

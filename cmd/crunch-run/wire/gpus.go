@@ -36,7 +36,7 @@ func GPUNode(site config.Site) gpu.Node {
 	}
 	return gpu.Node{
 		Mode: site.GPU, Host: h, CDIDirs: dirs, Locks: lease.Dir(filepath.Join(site.LockDir, gpuLocks)),
-		Helper: []string{"/proc/self/exe", NVMLRole}, HelperEnv: withoutTokens(os.Environ()),
+		Helper: []string{"/proc/self/exe", NVMLRole}, HelperEnv: libraryEnv(os.Environ()),
 	}
 }
 
@@ -62,9 +62,17 @@ func describeGPUs(ctx context.Context, node gpu.Node) (lines []string, err error
 	return lines, err
 }
 
-// withoutTokens leaves out what a library of a vendor has no business to see.
-func withoutTokens(environ []string) []string {
-	return slices.DeleteFunc(slices.Clone(environ), func(kv string) bool { return strings.HasPrefix(kv, "ARVADOS_") })
+// libraryEnv is what the process that has a vendor's library loaded gets of the
+// environment: what the dynamic linker and the C library look at, and nothing that
+// a dispatcher, an operator or a scheduler has put there.
+func libraryEnv(environ []string) (env []string) {
+	for _, kv := range environ {
+		switch name, _, _ := strings.Cut(kv, "="); name {
+		case "PATH", "LD_LIBRARY_PATH", "TMPDIR", "TZ", "LANG", "LC_ALL":
+			env = append(env, kv)
+		}
+	}
+	return env
 }
 
 // gpus lends GPUs to the job's container.

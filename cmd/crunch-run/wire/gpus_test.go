@@ -89,9 +89,9 @@ func TestAssignedVectors(t *testing.T) {
 	}
 }
 
-func TestWithoutTokens(t *testing.T) {
-	got := withoutTokens([]string{"PATH=/bin", "ARVADOS_API_TOKEN=secret", "ARVADOS_API_HOST=x", "LD_LIBRARY_PATH=/opt"})
-	if !slices.Equal(got, []string{"PATH=/bin", "LD_LIBRARY_PATH=/opt"}) {
+func TestLibraryEnv(t *testing.T) {
+	got := libraryEnv([]string{"PATH=/bin", "ARVADOS_API_TOKEN=secret", "AWS_SECRET_ACCESS_KEY=secret", "GatewayAuthSecret=x", "LD_LIBRARY_PATH=/opt", "PATHS=no", "TMPDIR"})
+	if !slices.Equal(got, []string{"PATH=/bin", "LD_LIBRARY_PATH=/opt", "TMPDIR"}) {
 		t.Errorf("%q", got)
 	}
 }
