@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -83,6 +84,9 @@ func (s supervision) run() int {
 	err = wire.Run(ctx, stop, job)
 	if s.flags.MemProfile != "" && begun {
 		writeMemProfile(s.flags.MemProfile, s.stderr)
+	}
+	if errors.Is(err, wire.ErrCgroupParent) {
+		return fail(s.stderr, 1, "%v", err)
 	}
 	if err != nil {
 		return fail(s.stderr, 1, "%s: %v", s.flags.UUID, err)

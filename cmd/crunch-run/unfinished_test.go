@@ -178,6 +178,35 @@ func TestUnfinishedResults(t *testing.T) {
 		t.Errorf("list: %+v", res)
 	}
 
+	// A supervisor that died when the cluster had it all, before it removed it.
+	for how, forget := range map[string]func(){
+		"deliver": func() {
+			done := n.start(t, run{args: []string{"unfinished", "deliver", uuid}, env: env})
+			if code := done.wait(t); code != 0 || !strings.Contains(done.stdout.String(), "has all of it already") {
+				t.Errorf("deliver: %d %s%s", code, done.stdout.String(), done.stderr.String())
+			}
+		},
+		"the next run": func() {
+			again := c.submit(t, image, sh("sleep 1000"), nil)
+			p := c.supervise(t, n, again)
+			p.stderr.mustSay(t, "the cluster has the results of "+uuid+" already")
+			p.stderr.mustSay(t, "Waiting for container to finish")
+			p.signal(t, syscall.SIGTERM)
+			c.finished(t, n, p, again, 0, arvados.StateCancelled)
+		},
+	} {
+		// The door is not there any more: it is the cluster's own address by which
+		// a supervisor would have reached it.
+		same := strings.Replace(string(text), door.listener.Addr().String(), c.env["ARVADOS_API_HOST"], 1)
+		if err := os.WriteFile(kept, []byte(same), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		forget()
+		if _, err := os.Stat(kept); err == nil {
+			t.Errorf("%s: it is still there", how)
+		}
+	}
+
 	// The other way: not wanted.
 	if err := os.WriteFile(filepath.Join(n.unfinished(), uuid+".json"), text, 0o600); err != nil {
 		t.Fatal(err)

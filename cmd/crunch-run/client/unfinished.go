@@ -191,6 +191,10 @@ func (c *invocation) deliver(ctx context.Context, s *transfer.Session, dir unfin
 	if d.Record == "" {
 		d.Record = record.State
 	}
+	if r.DeliveredAs(record.State, record.Log, record.Output) {
+		d.Note = "has all of it already: the supervisor died after that"
+		return d, kept.Remove()
+	}
 	logPDH, outputPDH := "", ""
 	if d.LogUUID, logPDH, err = c.saveResult(ctx, s, "log of container "+uuid, r.Log); err != nil {
 		return d, fmt.Errorf("save log: %w", err)
@@ -242,6 +246,10 @@ func (c *invocation) finishRecord(ctx context.Context, s *transfer.Session, r un
 func (d delivered) text() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s\n", d.UUID)
+	if d.Note != "" && d.LogUUID == "" && d.OutputUUID == "" {
+		fmt.Fprintf(&b, "  record  %s\n", d.Note)
+		return b.String()
+	}
 	for _, line := range []struct{ name, uuid string }{{"log", d.LogUUID}, {"output", d.OutputUUID}} {
 		if line.uuid == "" {
 			line.uuid = "none"

@@ -57,6 +57,11 @@ func (j Job) makeRoom(p *placement, dir *rundir.Dir) error {
 	return err
 }
 
+// ErrCgroupParent says that -cgroup-parent-subsystem names no cgroup of this
+// process. Its message goes to stderr as it is, without the container's UUID
+// (spec: cli-and-dispatch section 1.3).
+var ErrCgroupParent = errors.New("fatal: cgroup parent subsystem")
+
 func (j Job) fixedPlacement() (string, error) {
 	text, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
@@ -65,7 +70,7 @@ func (j Job) fixedPlacement() (string, error) {
 	p := cgroups.Placement{Parent: j.Site.CgroupBase, Subsystem: j.Flags.CgroupParentSubsystem}
 	path, err := p.Path(j.UUID, string(text))
 	if err != nil {
-		return "", fmt.Errorf("fatal: cgroup parent subsystem: %w", err)
+		return "", fmt.Errorf("%w: %w", ErrCgroupParent, err)
 	}
 	return path, nil
 }

@@ -123,6 +123,7 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 		if err := dir.Own(rundir.Thing{Kind: ownsResult, ID: d.Temporary(j.UUID)}); err != nil {
 			return err
 		}
+		j.settle(ctx, api, d, log.Stderr(), &cleanup)
 	}
 	cgroup, err := j.placement(log.Printf)
 	if err != nil {
