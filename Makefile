@@ -96,6 +96,11 @@ soak: build-deps ## the long forms of the random and mass tests, all cells of th
 	IMAGESTORE_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m ./imagestore/...
 	SSHD_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m -run TestBulk ./gateway/sshd/
 
+.PHONY: chaos
+chaos: build-deps ## 1,000 containers, half of them with something killed at a random moment (ten minutes)
+	@scripts/deps.sh build run test
+	CRUNCH_RUN_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 4h -v -run TestChaos ./cmd/crunch-run/
+
 .PHONY: faults
 faults: build-deps ## every fault at every point of a run; writes the tables of doc/reliability.md (half an hour)
 	@scripts/deps.sh build run test

@@ -160,22 +160,35 @@ func (h *head) write(ctx context.Context, out *keep.Collection, buf []byte) erro
 	if _, err := w.Write(h.data); err != nil {
 		return err
 	}
-	for h.rest != nil {
+	if h.rest == nil {
+		return nil
+	}
+	holes, off := newHoles(h.rest), int64(len(h.data))
+	for {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		next, err := holes.skip(off)
+		if err != nil {
+			return err
+		}
+		if next > off {
+			if err := w.Truncate(next); err != nil {
+				return err
+			}
+		}
 		n, err := h.rest.Read(buf)
+		off = next + int64(n)
 		if _, err := w.Write(buf[:n]); err != nil {
 			return err
 		}
 		if err == io.EOF {
-			break
+			return nil
 		}
 		if err != nil {
 			return err
 		}
 	}
-	return nil
 }
 
 // invalidOperation says in the reference's words that a file and a directory
