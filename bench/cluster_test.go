@@ -95,7 +95,7 @@ func newSite(b *testing.B, rootfs string) *site {
 	}
 	s.env = append(os.Environ(),
 		"ARVADOS_API_HOST="+s.cluster.Host(), "ARVADOS_API_TOKEN="+s.cluster.DispatcherToken(), "SSL_CERT_FILE="+s.cluster.CAFile(),
-		"CRUNCH_RUN_STORE_DIR="+dir+"/store", "CRUNCH_RUN_RUNTIME_DIR="+dir+"/run", "CRUNCH_RUN_LOCK_DIR="+dir+"/lock",
+		"CRUNCH_RUN_STORE_DIR="+dir+"/store", "CRUNCH_RUN_RUNTIME_DIR="+dir+"/run", "CRUNCH_RUN_LOCK_DIR="+dir+"/lock", "CRUNCH_RUN_KEEP_CACHE_DIR="+dir+"/keepcache",
 		"CRUNCH_RUN_CGROUP_BASE="+cgroupBase, "TMPDIR="+dir+"/tmp")
 	s.image = s.storeImage(b, rootfs)
 	return s

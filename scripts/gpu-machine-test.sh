@@ -13,7 +13,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 run=$work/crunch-run
 gunzip -c "$kit/crunch-run.gz" >"$run" && chmod 755 "$run" || exit 2
-export CRUNCH_RUN_STORE_DIR="$work/store" CRUNCH_RUN_LOCAL_DIR="$work/local" CRUNCH_RUN_RUNTIME_DIR="$work/run" CRUNCH_RUN_LOCK_DIR="$work/lock" TMPDIR="$work"
+export CRUNCH_RUN_STORE_DIR="$work/store" CRUNCH_RUN_LOCAL_DIR="$work/local" CRUNCH_RUN_RUNTIME_DIR="$work/run" CRUNCH_RUN_LOCK_DIR="$work/lock" CRUNCH_RUN_KEEP_CACHE_DIR="$work/keepcache" TMPDIR="$work"
 mkdir "$work/lock"
 # What the container is given to read.
 mkdir "$work/probe" && cp "$kit/cudaprobe" "$work/probe/" || exit 2

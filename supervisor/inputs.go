@@ -45,6 +45,7 @@ func (r *run) trySetUpMounts(ctx context.Context) error {
 		OutputStorageClasses: r.record.OutputStorageClasses,
 		KeepCacheDisk:        r.record.RuntimeConstraints.KeepCacheDisk,
 		KeepCacheRAM:         r.record.RuntimeConstraints.KeepCacheRAM,
+		CacheDir:             r.KeepCacheDir,
 		RunDir:               r.Scratch,
 		AllowOther:           true,
 		StatsInterval:        r.StatsInterval,

@@ -44,6 +44,9 @@ type Supervisor struct {
 	// disk with room; the caller removes both after the run.
 	RunDir  *rundir.Dir
 	Scratch string
+	// KeepCacheDir is where the FUSE servers of the node keep blocks, for
+	// containers that ask for a cache on disk; "" means in Scratch.
+	KeepCacheDir string
 
 	Limits Limits
 	// Network chooses the network for a container with, and one without, access

@@ -65,6 +65,7 @@ func (n *node) store() string      { return filepath.Join(n.dir, "store") }
 func (n *node) results() string    { return filepath.Join(n.dir, "local") }
 func (n *node) unfinished() string { return filepath.Join(n.dir, "unfinished") }
 func (n *node) runtime() string    { return filepath.Join(n.dir, "run") }
+func (n *node) keepCache() string  { return filepath.Join(n.dir, "keepcache") }
 func (n *node) locks() string      { return filepath.Join(n.dir, "lock") }
 func (n *node) tmp() string        { return filepath.Join(n.dir, "tmp") }
 
@@ -72,7 +73,7 @@ func (n *node) tmp() string        { return filepath.Join(n.dir, "tmp") }
 func (n *node) settings() []string {
 	return append([]string{
 		"CRUNCH_RUN_STORE_DIR=" + n.store(), "CRUNCH_RUN_LOCAL_DIR=" + n.results(), "CRUNCH_RUN_RUNTIME_DIR=" + n.runtime(), "CRUNCH_RUN_UNFINISHED_DIR=" + n.unfinished(),
-		"CRUNCH_RUN_LOCK_DIR=" + n.locks(), "CRUNCH_RUN_CGROUP_BASE=" + n.cgroup,
+		"CRUNCH_RUN_LOCK_DIR=" + n.locks(), "CRUNCH_RUN_KEEP_CACHE_DIR=" + n.keepCache(), "CRUNCH_RUN_CGROUP_BASE=" + n.cgroup,
 		// The bridge is tested in a network namespace of its own.
 		"CRUNCH_RUN_NETWORK=none", "TMPDIR=" + n.tmp(),
 	}, n.env...)

@@ -40,8 +40,11 @@ func ParseLimit(text string) (Limit, error) {
 		return Limit{Percent: n}, nil
 	}
 	n, err := strconv.ParseInt(text, 10, 64)
-	if err != nil || n < 0 {
+	if err != nil {
 		return Limit{}, errors.New("neither a number of bytes nor a percentage")
+	}
+	if n < 0 {
+		return Limit{}, errors.New("negative size")
 	}
 	return Limit{Bytes: n}, nil
 }

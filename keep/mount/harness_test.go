@@ -30,6 +30,7 @@ import (
 
 	"crunch-oci/internal/forkthread"
 	"crunch-oci/keep"
+	"crunch-oci/keep/diskcache"
 	"crunch-oci/keep/keepstore"
 )
 
@@ -94,12 +95,20 @@ func connectTest(ctx context.Context, opts Options) (Backend, error) {
 	if err != nil {
 		return Backend{}, err
 	}
+	ttl, _ := strconv.Atoi(os.Getenv("MOUNT_TEST_TTL"))
+	if opts.Cache == DiskCache {
+		cache := diskcache.Open(diskcache.Config{Source: client, Dir: opts.CacheDir, Warn: opts.Warn,
+			Limit: diskcache.Limit{Bytes: opts.CacheBytes, Percent: opts.CachePercent}})
+		return Backend{
+			API: fileAPI(os.Getenv("MOUNT_TEST_API")), Blocks: cache, SignatureTTL: time.Duration(ttl) * time.Second,
+			Close: func() error { return errors.Join(cache.Close(), client.Close()) },
+		}, nil
+	}
 	cacheSize := opts.CacheBytes
 	if cacheSize == 0 {
 		cacheSize = 256 << 20
 	}
 	cache := keep.NewCache(client, cacheSize)
-	ttl, _ := strconv.Atoi(os.Getenv("MOUNT_TEST_TTL"))
 	return Backend{
 		API:          fileAPI(os.Getenv("MOUNT_TEST_API")),
 		Blocks:       cache,

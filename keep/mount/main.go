@@ -75,6 +75,7 @@ func (c Command) Main(ctx context.Context, args []string, env func(string) strin
 	// more memory than it costs time.
 	debug.SetGCPercent(50)
 	opts.Debug = opts.Debug || env("ARVADOS_DEBUG") != ""
+	opts.Warn = func(text string) { (&logger{w: stderr}).warningf("%s", text) }
 	b, err := c.Connect(ctx, opts)
 	if err != nil {
 		return fail(1, err)

@@ -31,6 +31,14 @@ import (
 // A collection with everything that manifests allow is read through the mount
 // and compared with what keep makes of it.
 func TestContent(t *testing.T) {
+	for name, args := range map[string][]string{
+		"memory": nil, "disk": {"--disk-cache", "--disk-cache-dir", t.TempDir() + "/keep", "--file-cache", "10%"},
+	} {
+		t.Run(name, func(t *testing.T) { testContent(t, args...) })
+	}
+}
+
+func testContent(t *testing.T, args ...string) {
 	w := newWorld(t)
 	a, b := testBytes(1, 3_000_000), testBytes(2, 1_500_000)
 	la, lb := w.put(a), w.put(b)
@@ -40,7 +48,7 @@ func TestContent(t *testing.T) {
 		"./e d41d8cd98f00b204e9800998ecf8427e+0 0:0:\\056\n" + // an empty directory
 		"./x\\057y " + la + " 7:7:z/z\n"
 	pdh := w.publish(manifest, time.Now().Add(time.Hour))
-	w.mount()
+	w.mount(args...)
 
 	coll, err := keep.NewCollection(manifest, memory{a, b})
 	if err != nil {

@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"crunch-oci/keep/diskcache"
 )
 
 // Options is a command line of arv-mount (spec keep.md section 12), as far as
@@ -26,10 +28,12 @@ type Options struct {
 	StorageClasses []string
 
 	// Cache says where fetched blocks are to be kept, CacheDir where on disk
-	// (empty: the default), CacheBytes how much (0: the default).
-	Cache      CacheKind
-	CacheDir   string
-	CacheBytes int64
+	// (empty: the default), CacheBytes how much (0: the default), or
+	// CachePercent how much of the file system.
+	Cache        CacheKind
+	CacheDir     string
+	CacheBytes   int64
+	CachePercent int
 
 	// StatsInterval is the time between reports on stderr; 0 means none.
 	StatsInterval time.Duration
@@ -45,6 +49,10 @@ type Options struct {
 	UnmountTimeout time.Duration
 	// Version asks for the program's version only.
 	Version bool
+
+	// Warn writes a warning to stderr as the mount does. It is not an option:
+	// Main sets it for Connect.
+	Warn func(string)
 }
 
 // Dir is a directory in the root of the mount.
@@ -122,6 +130,8 @@ func (o *Options) check(foreground bool) error {
 		return nil
 	case !foreground:
 		return errors.New("only --foreground is supported: run it in the background yourself")
+	case o.CachePercent > 0 && o.Cache != DiskCache:
+		return errors.New("--file-cache: a percentage is that of a file system: give --disk-cache too")
 	case len(o.Dirs) == 0:
 		return errors.New("nothing to mount: give --mount-by-pdh NAME or --mount-by-id NAME")
 	}
@@ -156,11 +166,9 @@ var values = map[string]func(*Options, string) error{
 		return nil
 	},
 	"--disk-cache-dir": func(o *Options, v string) error { o.CacheDir = v; return nil },
-	"--file-cache": func(o *Options, v string) (err error) {
-		o.CacheBytes, err = strconv.ParseInt(v, 10, 64)
-		if err == nil && o.CacheBytes < 0 {
-			err = errors.New("negative size")
-		}
+	"--file-cache": func(o *Options, v string) error {
+		limit, err := diskcache.ParseLimit(v)
+		o.CacheBytes, o.CachePercent = limit.Bytes, limit.Percent
 		return err
 	},
 	"--crunchstat-interval": func(o *Options, v string) error { return seconds(&o.StatsInterval, v) },

@@ -59,6 +59,7 @@ func TestParseArgs(t *testing.T) {
 		"--foreground --wat=secret /mnt":                       `unknown option "--wat"`,
 		"--foreground --mount-by-pdh a /mnt /mnt2":             `unexpected argument "/mnt2"`,
 		"--foreground --mount-by-pdh a -x /mnt":                `unexpected argument "-x"`,
+		"--foreground --file-cache 10% --mount-by-pdh a /m":    "a percentage is that of a file system",
 		"--foreground --file-cache -1 --mount-by-pdh a /m":     "negative size",
 		"--foreground --crunchstat-interval x --mount-by-id a": "invalid syntax",
 		"--foreground --refresh-time NaN --mount-by-id a /m":   "not a number of seconds",

@@ -72,6 +72,9 @@ type Site struct {
 	GPU string
 	// GPUDriverRoot is the directory below which the GPU driver is installed.
 	GPUDriverRoot string
+	// KeepCacheDir is the directory where the FUSE servers of all containers of
+	// the node keep blocks; "" means a private one for each run.
+	KeepCacheDir string
 	// KeepMount is the command that serves the FUSE mount; empty means this
 	// program's own.
 	KeepMount []string
@@ -202,7 +205,21 @@ var settings = []setting{
 	},
 	dirSettingOrRoot("gpu-driver-root", "directory the GPU driver is installed in, / if it is installed on the node itself", "/", func(s *Site) *string { return &s.GPUDriverRoot }),
 	{
-		"keep-mount", "command that serves the FUSE mount, as words or a JSON array; empty: this program", "",
+		"keep-cache-dir", "directory in which the containers of the node share blocks of Keep; each adds its keep_cache_disk to what may be there; empty: a private one for each run, removed after it", "/var/cache/arvados/keep",
+		func(s *Site, text string) error {
+			if text != "" && (!filepath.IsAbs(text) || filepath.Clean(text) == "/") {
+				return errors.New("must be empty, or an absolute path other than /")
+			}
+			if text != "" {
+				text = filepath.Clean(text)
+			}
+			s.KeepCacheDir = text
+			return nil
+		},
+		func(s *Site) string { return s.KeepCacheDir },
+	},
+	{
+		"keep-mount-command", "command that serves the FUSE mount, such as arv-mount, as words or a JSON array; empty: this program", "",
 		func(s *Site, text string) error {
 			words, err := parseWords(text)
 			if err != nil {

@@ -38,7 +38,7 @@ func TestDefaults(t *testing.T) {
 	want := Site{
 		StoreDir: "/var/lib/crunch-run", StoreBudget: Amount{Percent: 50}, StoreInodes: Amount{Percent: 50}, RuntimeDir: "/run/crunch-run", LocalDir: "/var/lib/crunch-run-local", UnfinishedDir: "/var/lib/crunch-run-unfinished", LockDir: "/var/lock",
 		Network: "bridge", Bridge: "crunch0", Peers: true, CNIConfigDir: "/etc/cni/net.d", CNIPluginDirs: []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"},
-		Seccomp: true, Confinement: Confinement{AppArmorProfile: "auto", Umask: 0o022, ShmSize: 64 << 20}, PidsLimit: 32768, FinalTimeout: 24 * time.Hour, GPU: "auto", GPUDriverRoot: "/",
+		Seccomp: true, Confinement: Confinement{AppArmorProfile: "auto", Umask: 0o022, ShmSize: 64 << 20}, PidsLimit: 32768, FinalTimeout: 24 * time.Hour, GPU: "auto", GPUDriverRoot: "/", KeepCacheDir: "/var/cache/arvados/keep",
 	}
 	if !reflect.DeepEqual(site, want) {
 		t.Errorf("got  %+v\nwant %+v", site, want)
@@ -54,7 +54,7 @@ func TestDefaults(t *testing.T) {
 }
 
 func TestPrecedence(t *testing.T) {
-	file := siteFile(t, "# the site\nstore-dir: /file/store\nstop-grace: 3s\npids-limit: 100\nnetwork: 'cni:lab'\nseccomp: off\n\nkeep-mount: [my mount, --flag]\n")
+	file := siteFile(t, "# the site\nstore-dir: /file/store\nstop-grace: 3s\npids-limit: 100\nnetwork: 'cni:lab'\nseccomp: off\n\nkeep-mount-command: [my mount, --flag]\n")
 	site, err := Load(Sources{
 		Flags:       map[string]string{"store-dir": "/flag/store"},
 		Lookup:      env("CRUNCH_RUN_STORE_DIR=/env/store", "CRUNCH_RUN_STOP_GRACE=4s", "CRUNCH_RUN_PIDS_LIMIT=", "CRUNCH_RUN_STORE_BUDGET=50GiB"),
@@ -70,7 +70,7 @@ func TestPrecedence(t *testing.T) {
 	origins := map[string]string{
 		"store-dir": "/flag/store flag -store-dir", "stop-grace": "4s CRUNCH_RUN_STOP_GRACE", "pids-limit": "100 " + file + ":4",
 		"network": "cni:lab " + file + ":5", "seccomp": "off " + file + ":6", "store-budget": "50GiB CRUNCH_RUN_STORE_BUDGET",
-		"keep-mount": `["my mount","--flag"] ` + file + ":8", "lock-dir": "/var/lock default",
+		"keep-mount-command": `["my mount","--flag"] ` + file + ":8", "lock-dir": "/var/lock default",
 	}
 	for _, s := range site.Describe() {
 		if want, ok := origins[s.Name]; ok && s.Value+" "+s.Origin != want {
@@ -110,8 +110,8 @@ func TestBadSiteFiles(t *testing.T) {
 		"stop-grace: 5":                                  {`"5": must be a duration`},
 		"pids-limit:\n":                                  {":1: pids-limit: no value"},
 		"pids-limit: {a: b}":                             {"plain value"},
-		"keep-mount: [[a]]":                              {"plain value"},
-		"keep-mount: ['']":                               {"first word is empty"},
+		"keep-mount-command: [[a]]":                      {"plain value"},
+		"keep-mount-command: ['']":                       {"first word is empty"},
 		"pids-limit: [1, 2]":                             {"whole number"},
 		"x: &a 1\nnetwork: *a":                           {"unknown setting", "plain value"},
 		"- a\n- b":                                       {":1: must be a mapping"},
@@ -225,7 +225,7 @@ func TestParseSize(t *testing.T) {
 }
 
 func FuzzSiteFile(f *testing.F) {
-	f.Add("store-dir: /a\nkeep-mount: [a, b]\n")
+	f.Add("store-dir: /a\nkeep-mount-command: [a, b]\n")
 	f.Add("pids-limit: &x 1\nseccomp: *x\n? [a]\n: b\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		values, err := readSiteFile("f", strings.NewReader(text))

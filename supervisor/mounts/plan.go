@@ -33,6 +33,9 @@ type Input struct {
 	OutputStorageClasses []string
 	KeepCacheDisk        int64 // bytes, 0 for none; wins over KeepCacheRAM
 	KeepCacheRAM         int64 // bytes, 0 for none
+	// CacheDir is the disk cache that the FUSE servers of the node share; ""
+	// means one of the run's own.
+	CacheDir string
 
 	// CABundle is a host file to be seen at CABundleTarget unless a mount
 	// has that target, or "" for none; see FindCABundle. Set it only if the
@@ -58,7 +61,8 @@ type Plan struct {
 	RunDir string
 	// KeepDir is the mount point of the FUSE server.
 	KeepDir string
-	// CacheDir is the disk cache of the FUSE server, or "".
+	// CacheDir is the disk cache of the FUSE server, or "". If it is below
+	// RunDir, it is the run's own.
 	CacheDir string
 	// TmpDirs are the directories behind tmp mounts.
 	TmpDirs []string
@@ -173,7 +177,9 @@ func NewPlan(in Input) (*Plan, error) {
 	}
 	p.plan.KeepDir = p.newName("keep")
 	if in.KeepCacheDisk > 0 {
-		p.plan.CacheDir = p.newName("keepcache")
+		if p.plan.CacheDir = in.CacheDir; in.CacheDir == "" {
+			p.plan.CacheDir = p.newName("keepcache")
+		}
 	}
 	targets, err := p.targets()
 	if err != nil {

@@ -43,7 +43,7 @@ func (p *Plan) Prepare() error {
 	}
 	defer run.Close()
 	private := []string{p.KeepDir}
-	if p.CacheDir != "" {
+	if filepath.Dir(p.CacheDir) == p.RunDir {
 		private = append(private, p.CacheDir)
 	}
 	for _, f := range p.Files {

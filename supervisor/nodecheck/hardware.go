@@ -79,7 +79,7 @@ func settings(c *checker) {
 	c.ok("%s other than the default", plural(set, "value"))
 	if len(c.Site.KeepMount) > 0 {
 		if _, err := os.Stat(c.Site.KeepMount[0]); err != nil && filepath.IsAbs(c.Site.KeepMount[0]) {
-			c.fail("install the program, or remove the setting", "keep-mount: %v", err)
+			c.fail("install the program, or remove the setting", "keep-mount-command: %v", err)
 		}
 	}
 }

@@ -27,6 +27,16 @@ type mounter struct {
 	facts   *clusterFacts
 }
 
+// keepCacheDir is the directory in which FUSE servers share blocks. Other
+// programs than ours have their own idea of how to share one: each evicts down
+// to its own limit.
+func keepCacheDir(site config.Site) string {
+	if len(site.KeepMount) > 0 {
+		return ""
+	}
+	return site.KeepCacheDir
+}
+
 // Version implements supervisor.Mounter.
 func (m mounter) Version() string {
 	if len(m.site.KeepMount) > 0 {

@@ -11,6 +11,7 @@ import (
 
 	"crunch-oci/arvados"
 	"crunch-oci/keep"
+	"crunch-oci/keep/diskcache"
 	"crunch-oci/keep/mount"
 )
 
@@ -51,27 +52,41 @@ func ConnectMount(ctx context.Context, opts mount.Options, cfg arvados.Config) (
 	if err != nil {
 		return mount.Backend{}, err
 	}
+	backend := mount.Backend{API: mountAPI{api}, SignatureTTL: known.SignatureTTL}
+	if opts.Cache == mount.DiskCache {
+		cache := diskcache.Open(diskcache.Config{
+			Source: client, Dir: opts.CacheDir, Warn: opts.Warn,
+			Limit: diskcache.Limit{Bytes: opts.CacheBytes, Percent: opts.CachePercent},
+		})
+		backend.Blocks = cache
+		backend.Counters = func() mount.Counters {
+			s := cache.Stats()
+			return mount.Counters{Gets: s.Hits + s.Misses, Hits: s.Hits, Misses: s.Misses, Received: s.Fetched}
+		}
+		backend.Close = func() error {
+			defer api.Close()
+			defer client.Close()
+			return cache.Close()
+		}
+		return backend, nil
+	}
 	size := opts.CacheBytes
-	if size <= 0 || opts.Cache == mount.DiskCache {
+	if size <= 0 {
 		size = mountCacheSize
 	}
 	counted := &countingBlocks{BlockReader: client}
 	cache := keep.NewCache(counted, size)
-	return mount.Backend{
-		API:          mountAPI{api},
-		Blocks:       cache,
-		InMemory:     true,
-		SignatureTTL: known.SignatureTTL,
-		Counters: func() mount.Counters {
-			s := cache.Stats()
-			return mount.Counters{Gets: s.Hits + s.Misses, Hits: s.Hits, Misses: s.Misses, Received: counted.bytes.Load()}
-		},
-		Close: func() error {
-			defer api.Close()
-			defer client.Close()
-			return cache.Close()
-		},
-	}, nil
+	backend.Blocks, backend.InMemory = cache, true
+	backend.Counters = func() mount.Counters {
+		s := cache.Stats()
+		return mount.Counters{Gets: s.Hits + s.Misses, Hits: s.Hits, Misses: s.Misses, Received: counted.bytes.Load()}
+	}
+	backend.Close = func() error {
+		defer api.Close()
+		defer client.Close()
+		return cache.Close()
+	}
+	return backend, nil
 }
 
 // countingBlocks counts the bytes read from Keep services.

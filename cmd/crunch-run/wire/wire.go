@@ -168,6 +168,7 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 		GPUs:          gpus{GPUNode(j.Site), j.Env, j.UUID, dir.Path()},
 		RunDir:        dir,
 		Scratch:       scratch,
+		KeepCacheDir:  keepCacheDir(j.Site),
 		Limits:        limits,
 		Network:       connect.choose,
 		Cgroup:        cgroup.place,
