@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"crunch-oci/internal/idmap"
 )
 
 // MountRootfs mounts the image on dir as an overlay whose changes go to upper.
@@ -21,6 +23,10 @@ import (
 // can always be read and entered by everybody: Docker shows it as 0755 whatever
 // the image says, and there are images packed from a directory with mode 0700.
 func MountRootfs(s *Snapshot, dir, upper, work string) error {
+	return mountRootfs(s, s.lower, dir, upper, work, idmap.Range{})
+}
+
+func mountRootfs(s *Snapshot, lower []string, dir, upper, work string, ids idmap.Range) error {
 	for _, d := range []string{dir, upper, work} {
 		if err := os.Mkdir(d, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 			return fmt.Errorf("mount image: %w", err)
@@ -29,7 +35,12 @@ func MountRootfs(s *Snapshot, dir, upper, work string) error {
 	if err := copyMetadata(s.rootDir, upper, 0o555); err != nil {
 		return fmt.Errorf("mount image: %w", err)
 	}
-	o := overlay{lower: s.lower, upper: upper, work: work, options: overlayOptions()}
+	if !ids.IsZero() {
+		if err := giveMapped(upper, ids); err != nil {
+			return fmt.Errorf("mount image: %w", err)
+		}
+	}
+	o := overlay{lower: lower, upper: upper, work: work, options: overlayOptions()}
 	err := o.mountNew(dir)
 	if errors.Is(err, errOldKernel) {
 		err = o.mountOld(dir)

@@ -46,6 +46,11 @@ func WriteBundle(dir string, spec *specs.Spec) error {
 		if err := writeFile(filepath.Join(dir, f.name), f.content(spec, host), 0o644); err != nil {
 			return fmt.Errorf("write bundle: %w", err)
 		}
+		if ids := idsOf(spec); !ids.IsZero() {
+			if err := ids.Give(filepath.Join(dir, f.name)); err != nil {
+				return fmt.Errorf("write bundle: %w", err)
+			}
+		}
 	}
 	b, err := json.MarshalIndent(spec, "", "\t")
 	if err != nil {

@@ -9,6 +9,8 @@ import (
 
 	"github.com/moby/profiles/apparmor"
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"crunch-oci/internal/idmap"
 )
 
 // Confinement is what a site may add to, or take from, Docker's defaults. The
@@ -25,6 +27,10 @@ type Confinement struct {
 	// that of the file systems that are made for it (/dev, /dev/shm, ...); "" is
 	// none.
 	SELinuxLabel, SELinuxMountLabel string
+	// IDs are the host's ids of the container's user namespace; the zero value is
+	// none. The root directory must belong to them (imagestore.MountMappedRootfs),
+	// and what leads to it must be open to the first of them.
+	IDs idmap.Range
 }
 
 // withConfinement sets what the site asks for.

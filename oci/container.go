@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"crunch-oci/cgroups"
+	"crunch-oci/internal/idmap"
 	"crunch-oci/internal/undo"
 	"crunch-oci/oci/internal/libct"
 )
@@ -22,6 +23,7 @@ type Container struct {
 	command  string
 	ctr      *libct.Container
 	cgroup   *cgroups.Cgroup
+	ids      idmap.Range // of its user namespace
 	warnings []string
 	tidy     undo.Stack
 	lifeline *os.File

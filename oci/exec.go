@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"crunch-oci/cgroups"
+	"crunch-oci/internal/idmap"
 	"crunch-oci/oci/internal/libct"
 )
 
@@ -61,6 +62,7 @@ type inhabited struct {
 	stateDir, id string
 	pid          int
 	cgroup       *cgroups.Cgroup
+	ids          idmap.Range // of its user namespace
 	// alive returns nil as long as the first process has not been reaped, so that
 	// its number stands for it and for no other process.
 	alive func() error
@@ -76,8 +78,8 @@ type inhabited struct {
 // maxStarts is how many commands are being started at the same time.
 const maxStarts = 8
 
-func newInhabited(stateDir, id string, pid int, cg *cgroups.Cgroup, alive func() error) *inhabited {
-	return &inhabited{stateDir: stateDir, id: id, pid: pid, cgroup: cg, alive: alive, accounts: make(chan struct{}, 1), starts: make(chan struct{}, maxStarts)}
+func newInhabited(stateDir, id string, pid int, cg *cgroups.Cgroup, ids idmap.Range, alive func() error) *inhabited {
+	return &inhabited{ids: ids, stateDir: stateDir, id: id, pid: pid, cgroup: cg, alive: alive, accounts: make(chan struct{}, 1), starts: make(chan struct{}, maxStarts)}
 }
 
 // refuse returns an *ExecError if no command can run in the container now.
@@ -147,6 +149,11 @@ func (r *inhabited) prepareExec(ctx context.Context, q ExecRequest) (p *specs.Pr
 	who, err := r.account(ctx, q.User)
 	if err != nil {
 		return nil, nil, err
+	}
+	for _, id := range append([]uint32{who.uid, who.gid}, who.groups...) {
+		if _, ok := r.ids.Host(id); !ok {
+			return nil, nil, &ExecError{1, fmt.Sprintf("id %d is not among the %d that the container has", id, r.ids.Count)}
+		}
 	}
 	p = main.Process
 	spec := &specs.Spec{Process: p}

@@ -77,7 +77,7 @@ func (r *Runtime) Create(ctx context.Context, id, bundleDir string, stdio Stdio)
 	if err != nil {
 		return nil, fmt.Errorf("create container: %w", err)
 	}
-	c := &Container{id: id, command: spec.Process.Args[0], ended: make(chan struct{})}
+	c := &Container{id: id, command: spec.Process.Args[0], ids: idsOf(spec), ended: make(chan struct{})}
 	c.warnings = dropUnenforceable(spec, features)
 
 	if _, err := os.Lstat(filepath.Join(r.StateDir, id)); err == nil {
@@ -95,7 +95,7 @@ func (r *Runtime) Create(ctx context.Context, id, bundleDir string, stdio Stdio)
 	if err := c.prepare(r.StateDir, spec); err != nil {
 		return nil, err
 	}
-	if err := giveTo(stdio.Stderr, spec.Process.User.UID); err != nil {
+	if err := giveStreams([3]*os.File{stdio.Stdin, stdio.Stdout, stdio.Stderr}, spec.Process.User.UID, c.ids); err != nil {
 		return nil, err
 	}
 	if err := c.startInit(ctx, r.StateDir, stdio); err != nil {

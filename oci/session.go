@@ -250,8 +250,7 @@ func (e *entering) open(size *TerminalSize) (err error) {
 			return err
 		}
 	}
-	// The other two are libcontainer's business.
-	return giveTo(e.theirs.Streams[2], e.process.User.UID)
+	return giveStreams(e.theirs.Streams, e.process.User.UID, e.r.ids)
 }
 
 func (e *entering) close() error {

@@ -13,6 +13,7 @@ import (
 
 	"crunch-oci/cgroups"
 	"crunch-oci/internal/forkthread"
+	"crunch-oci/internal/idmap"
 	"crunch-oci/oci/internal/libct"
 )
 
@@ -69,7 +70,7 @@ func (c *Container) startInit(ctx context.Context, stateDir string, stdio Stdio)
 	}
 	c.pid = c.ctr.PID()
 	alive := func() error { return c.ctr.Signal(0) }
-	c.running = newInhabited(stateDir, c.id, c.pid, c.cgroup, alive)
+	c.running = newInhabited(stateDir, c.id, c.pid, c.cgroup, c.ids, alive)
 	go func() {
 		defer close(c.ended)
 		status, err := c.ctr.Wait()
@@ -105,6 +106,22 @@ func (c *Container) awaitEnd(ctx context.Context) error {
 	}
 }
 
+// giveStreams makes the container's user the owner of the streams, as far as
+// libcontainer does not: its init is in the user namespace then, and has no power
+// over files of the host.
+func giveStreams(streams [3]*os.File, uid uint32, ids idmap.Range) error {
+	if ids.IsZero() {
+		return giveTo(streams[2], uid)
+	}
+	host, _ := ids.Host(uid)
+	for _, f := range streams {
+		if err := giveTo(f, host); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // giveTo makes the container's user the owner of a stream, so that it can open
 // /dev/stderr by name. libcontainer does so for the three streams it knows of,
 // of which standard error is not one (see libct.Init).
@@ -114,14 +131,14 @@ func giveTo(f *os.File, uid uint32) error {
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return fmt.Errorf("standard error: %w", err)
+		return fmt.Errorf("standard streams: %w", err)
 	}
 	if st.Uid == uid || st.Mode&unix.S_IFMT == unix.S_IFCHR {
 		return nil
 	}
 	err := unix.Fchown(int(f.Fd()), int(uid), -1)
 	if err != nil && !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EROFS) {
-		return fmt.Errorf("give standard error to user %d: %w", uid, err)
+		return fmt.Errorf("give a standard stream to user %d: %w", uid, err)
 	}
 	return nil
 }

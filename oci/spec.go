@@ -55,6 +55,7 @@ func NewSpec(req Request) (*specs.Spec, error) {
 		withCapabilities(),
 		withNoNewPrivileges(req.NoNewPrivileges),
 		withConfinement(req.Confinement),
+		withUserNamespace(req.Confinement.IDs, network),
 	)
 	if err == nil && !req.NoSeccomp {
 		// Last, because the profile depends on the capabilities.

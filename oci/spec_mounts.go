@@ -99,6 +99,9 @@ func within(p, dir string) bool {
 
 func depth(p string) int { return strings.Count(p, "/") }
 
+// pingGroups is the sysctl with the groups that may ping.
+const pingGroups = "net.ipv4.ping_group_range"
+
 // withNamespaces gives the container its own process, mount, host name, IPC
 // and, unless it uses the host's, network namespaces. A cgroup namespace is
 // made on v2 only, as Docker does: on v1 the paths in /proc/self/cgroup would
@@ -116,7 +119,7 @@ func withNamespaces(network Network, hostname string) Edit {
 			// of a network that is the container's own.
 			spec.Linux.Sysctl = map[string]string{
 				"net.ipv4.ip_unprivileged_port_start": "0",
-				"net.ipv4.ping_group_range":           "0 2147483647",
+				pingGroups:                            "0 2147483647",
 			}
 			if hostname == "" {
 				return fmt.Errorf("a host name is required for a container with its own network")

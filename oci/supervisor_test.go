@@ -144,17 +144,23 @@ func TestContainerDiesWithItsCreator(t *testing.T) {
 		noNewPriv  bool
 		createOnly bool
 		script     string
+		mapped     bool
 	}{
-		{"running", "", false, false, "sleep 600 & sleep 600; true"},
-		{"running as a user", "alice", false, false, "sleep 600 & sleep 600; true"},
-		{"running with no_new_privs", "alice", true, false, "exec sleep 600"},
-		{"running and deaf", "", false, false, `trap "" TERM INT HUP PIPE; while :; do sleep 1; done`},
-		{"created only", "", false, true, "true"},
-		{"created only as a user", "alice", false, true, "true"},
+		{name: "running in a user namespace", user: "alice", script: "sleep 600 & sleep 600; true", mapped: true},
+		{name: "created only in a user namespace", createOnly: true, script: "true", mapped: true},
+		{"running", "", false, false, "sleep 600 & sleep 600; true", false},
+		{"running as a user", "alice", false, false, "sleep 600 & sleep 600; true", false},
+		{"running with no_new_privs", "alice", true, false, "exec sleep 600", false},
+		{"running and deaf", "", false, false, `trap "" TERM INT HUP PIPE; while :; do sleep 1; done`, false},
+		{"created only", "", false, true, "true", false},
+		{"created only as a user", "alice", false, true, "true", false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			req := newRequest(t, newID(), tc.script)
 			req.User, req.NoNewPrivileges = tc.user, tc.noNewPriv
+			if tc.mapped {
+				mapped(t)(&req)
+			}
 			s := newSupervision(t, req)
 			s.CreateOnly = tc.createOnly
 			cmd, out := s.start(t)

@@ -92,7 +92,7 @@ func isNodesFault(err error) bool {
 	if isGPUsFault(err) {
 		return true
 	}
-	if errors.Is(err, unix.ENOSPC) {
+	if errors.Is(err, imagestore.ErrIDMap) || errors.Is(err, unix.ENOSPC) {
 		return true // also of a layer that exceeds what is really free
 	}
 	for _, e := range userErrors {

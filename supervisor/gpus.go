@@ -8,6 +8,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"crunch-oci/gpu/device"
+	"crunch-oci/oci"
 	"crunch-oci/supervisor/stats"
 )
 
@@ -44,6 +45,10 @@ func (r *run) reserveGPUs(ctx context.Context) error {
 	q := gpuRequest(r)
 	if q.Count == 0 {
 		return nil
+	}
+	if !r.Limits.Confinement.IDs.IsZero() {
+		// The driver's device nodes and files belong to ids of the host.
+		return fmt.Errorf("the container does not get its GPUs: they are %w", oci.ErrUserNamespace)
 	}
 	grant, err := r.GPUs.Allocate(ctx, q)
 	if errors.Is(err, device.ErrRequest) {

@@ -127,7 +127,13 @@ func (r *run) imageProgress(p imagestore.Progress) {
 // container writes, is in the scratch directory and goes with it.
 func (r *run) mountRootfs() error {
 	dir := filepath.Join(r.Scratch, "rootfs")
-	err := imagestore.MountRootfs(r.image.snapshot, dir, filepath.Join(r.Scratch, "upper"), filepath.Join(r.Scratch, "work"))
+	upper, work := filepath.Join(r.Scratch, "upper"), filepath.Join(r.Scratch, "work")
+	var err error
+	if ids := r.Limits.Confinement.IDs; ids.IsZero() {
+		err = imagestore.MountRootfs(r.image.snapshot, dir, upper, work)
+	} else {
+		err = imagestore.MountMappedRootfs(r.image.snapshot, dir, upper, work, ids)
+	}
 	if err != nil {
 		return err
 	}

@@ -18,6 +18,9 @@ type Confinement struct {
 	// SELinuxLabel is the processes', SELinuxMountLabel that of the file systems
 	// made for a container; "" is none.
 	SELinuxLabel, SELinuxMountLabel string
+	// UserNamespaceFirst and UserNamespaceCount are the host's user and group ids
+	// that containers get for theirs; a count of 0 means no user namespace.
+	UserNamespaceFirst, UserNamespaceCount uint32
 	// Umask is the file mode creation mask of commands.
 	Umask uint32
 	// Ulimits are resource limits other than the usual ones.
@@ -32,6 +35,35 @@ type Ulimit struct {
 	Name string
 	// Soft and Hard are the limits; math.MaxUint64 is none.
 	Soft, Hard uint64
+}
+
+// minIDs is how many ids a container needs at least: 65534 is nobody's.
+const minIDs = 65536
+
+var userNamespaceSetting = setting{
+	"user-namespace", "user and group ids of the host that containers get as their 0, 1, ..., as FIRST:COUNT, such as 200000:65536; off: the same ids as on the host", "off",
+	func(s *Site, text string) error {
+		s.UserNamespaceFirst, s.UserNamespaceCount = 0, 0
+		if text == "off" || text == "false" { // which YAML makes of off
+			return nil
+		}
+		a, b, ok := strings.Cut(text, ":")
+		first, err1 := strconv.ParseUint(a, 10, 32)
+		count, err2 := strconv.ParseUint(b, 10, 32)
+		// Accounts and system services have the lower ids; 2^31 and more are not
+		// ids everywhere.
+		if !ok || err1 != nil || err2 != nil || first < minIDs || count < minIDs || first+count > math.MaxInt32 {
+			return fmt.Errorf("must be off, or FIRST:COUNT with both at least %d, of which nobody on this node has any (see /etc/subuid)", minIDs)
+		}
+		s.UserNamespaceFirst, s.UserNamespaceCount = uint32(first), uint32(count)
+		return nil
+	},
+	func(s *Site) string {
+		if s.UserNamespaceCount == 0 {
+			return "off"
+		}
+		return fmt.Sprintf("%d:%d", s.UserNamespaceFirst, s.UserNamespaceCount)
+	},
 }
 
 var noNewPrivilegesSetting = setting{

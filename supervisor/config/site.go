@@ -111,6 +111,9 @@ func (s *Site) checkTogether() error {
 	if inside(s.StoreDir, s.RuntimeDir) || inside(s.RuntimeDir, s.StoreDir) {
 		return fmt.Errorf("store-dir (%s) and runtime-dir (%s): neither may be inside the other", s.StoreDir, s.RuntimeDir)
 	}
+	if s.UserNamespaceCount != 0 && s.Network == NetworkHost {
+		return errors.New("network: host and user-namespace: a container in a user namespace cannot use the host's network")
+	}
 	return nil
 }
 

@@ -61,6 +61,9 @@ func trialContainer(c *checker) {
 		return
 	}
 	c.ok("overlay of image store and temporary files")
+	if c.Site.UserNamespaceCount != 0 {
+		c.tryMapping(lower, scratch)
+	}
 	if c.Trial == nil {
 		return
 	}

@@ -6,6 +6,7 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"crunch-oci/internal/idmap"
 	"crunch-oci/oci"
 	"crunch-oci/supervisor"
 	"crunch-oci/supervisor/config"
@@ -25,6 +26,7 @@ func (j Job) limits(warn func(format string, args ...any)) (supervisor.Limits, e
 func confinement(s config.Site, warn func(format string, args ...any)) (oci.Confinement, error) {
 	umask := s.Umask
 	c := oci.Confinement{Umask: &umask, SELinuxLabel: s.SELinuxLabel, SELinuxMountLabel: s.SELinuxMountLabel}
+	c.IDs = idmap.Range{First: s.UserNamespaceFirst, Count: s.UserNamespaceCount}
 	for _, l := range s.Ulimits {
 		c.Ulimits = append(c.Ulimits, specs.POSIXRlimit{Type: "RLIMIT_" + strings.ToUpper(l.Name), Soft: l.Soft, Hard: l.Hard})
 	}

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"crunch-oci/internal/idmap"
 	"crunch-oci/oci"
 	"crunch-oci/supervisor/config"
 	"crunch-oci/supervisor/nodecheck"
@@ -142,6 +143,7 @@ func (r *recorded) trial(ctx context.Context, rootfs string) (warnings []string,
 	if err != nil {
 		return warnings, err
 	}
+	confine.IDs = idmap.Range{} // the root is the host's; what user namespaces need is tried by itself
 	const ram = 64 << 20
 	spec, err := oci.NewSpec(oci.Request{
 		RootfsPath: rootfs, Command: []string{"/true"}, Hostname: "check", CgroupsPath: path,
