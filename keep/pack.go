@@ -35,7 +35,7 @@ func (c *Collection) Flush(ctx context.Context, name string, short bool) error {
 
 // relieve stores what has gathered in memory: first what makes good blocks, and
 // if that leaves much, everything.
-func (c *Collection) relieve() {
+func (c *Collection) relieve(ctx context.Context) {
 	c.marshalMu.Lock()
 	defer c.marshalMu.Unlock()
 	c.mu.Lock()
@@ -47,7 +47,7 @@ func (c *Collection) relieve() {
 	}
 	c.buffered = p.left
 	c.mu.Unlock()
-	c.uploadAll(c.ctx, p.claimed)
+	c.uploadAll(ctx, p.claimed)
 }
 
 func (c *Collection) uploadAll(ctx context.Context, srcs []*source) {

@@ -105,6 +105,10 @@ func randomWrites(t *testing.T, seed int64, blockSize, maxSize, ops int, flaky b
 			}
 			open = append(open, openFile{f, model[name]})
 		}
+		if len(open) > 5 {
+			open[0].Close()
+			open = open[1:]
+		}
 		k := rnd.Intn(len(open))
 		f := open[k]
 		off, length := rnd.Intn(maxSize), rnd.Intn(maxSize/4)
@@ -146,7 +150,7 @@ func randomWrites(t *testing.T, seed int64, blockSize, maxSize, ops int, flaky b
 				}
 				delete(model, name)
 			}
-		case op < 31:
+		case op < 32:
 			to := names[rnd.Intn(len(names))]
 			if model[name] != nil && to != name {
 				if err := c.Splice(to, c, name); err != nil {
@@ -155,7 +159,7 @@ func randomWrites(t *testing.T, seed int64, blockSize, maxSize, ops int, flaky b
 				data := bytes.Clone(*model[name])
 				model[to] = &data
 			}
-		case op < 32:
+		case op < 33:
 			f.Close()
 			open = slices.Delete(open, k, k+1)
 		case op < 34:

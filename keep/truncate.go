@@ -1,6 +1,7 @@
 package keep
 
 import (
+	"context"
 	"fmt"
 	"io/fs"
 	"os"
@@ -21,6 +22,12 @@ func (c *Collection) smallHole() int64 { return int64(c.blockSize) / 1024 }
 // With O_APPEND it appends, as pwrite(2) does. Like Write it takes nothing
 // while an upload has failed.
 func (f *File) WriteAt(p []byte, off int64) (int, error) {
+	return f.WriteAtContext(f.c.ctx, p, off)
+}
+
+// WriteAtContext is WriteAt that does not wait longer for an upload to begin
+// than until ctx ends; p is taken all the same.
+func (f *File) WriteAtContext(ctx context.Context, p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, pathError("write", f.name, syscall.EINVAL)
 	}
@@ -33,7 +40,7 @@ func (f *File) WriteAt(p []byte, off int64) (int, error) {
 	if err := f.c.Err(); err != nil {
 		return 0, fmt.Errorf("write %q: %w", f.name, err)
 	}
-	return f.write(p, off)
+	return f.write(ctx, p, off)
 }
 
 func (f *File) writable() error {
@@ -151,4 +158,12 @@ func (f *File) Zero(off, length int64) error {
 	f.c.mu.Unlock()
 	f.c.uploadAll(f.c.ctx, full)
 	return nil
+}
+
+// Extend makes the file at least size long.
+func (f *File) Extend(size int64) error {
+	if size <= f.Size() {
+		return f.writable()
+	}
+	return f.Truncate(size)
 }

@@ -1,6 +1,7 @@
 package keep
 
 import (
+	"context"
 	"fmt"
 	"io/fs"
 	"slices"
@@ -35,11 +36,11 @@ func (f *File) Append(p []byte) (int, error) {
 	if err := f.writable(); err != nil {
 		return 0, err
 	}
-	return f.write(p, -1)
+	return f.write(f.c.ctx, p, -1)
 }
 
 // write puts p at off, or at the end if that is negative.
-func (f *File) write(p []byte, off int64) (int, error) {
+func (f *File) write(ctx context.Context, p []byte, off int64) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
@@ -47,9 +48,9 @@ func (f *File) write(p []byte, off int64) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("write %q: %w", f.name, err)
 	}
-	f.c.uploadAll(f.c.ctx, full)
+	f.c.uploadAll(ctx, full)
 	if tooMuch {
-		f.c.relieve()
+		f.c.relieve(ctx)
 	}
 	return len(p), nil
 }

@@ -425,7 +425,6 @@ func TestMountFails(t *testing.T) {
 	w := newWorld(t)
 	for name, args := range map[string][]string{
 		"no such file or directory": {"--foreground", "--mount-by-pdh", "by_id", w.dir + "/absent"},
-		"not supported yet":         {"--foreground", "--mount-tmp", "tmp0", w.dir},
 		"unknown option":            {"--foreground", "--frobnicate", w.dir},
 	} {
 		cmd := w.mountCommand(args...)

@@ -29,6 +29,7 @@ type server struct {
 
 	fixed   map[uint64]*fixedNode
 	nodes   regions
+	live    []*live
 	nextIno atomic.Uint64
 
 	handleMu   sync.RWMutex
@@ -77,6 +78,9 @@ func (s *server) close() {
 	s.stop()
 	s.closing.Unlock()
 	s.wg.Wait()
+	for _, l := range s.live {
+		_ = l.files.Close()
+	}
 }
 
 func (s *server) String() string { return "keep" }
@@ -109,6 +113,8 @@ func (s *server) Lookup(cancel <-chan struct{}, header *fuse.InHeader, name stri
 		return fuse.ENOTDIR
 	}
 	switch {
+	case dir.live != nil:
+		return s.lookupLive(dir, name, out)
 	case dir.fixed != nil && dir.fixed.root != nil:
 		child, ok := dir.fixed.root[name]
 		return s.answer(child, ok, dir, out)
@@ -180,6 +186,9 @@ func (s *server) attr(p place, out *fuse.Attr) {
 	var size int64
 	mtime := s.started
 	switch {
+	case p.live != nil:
+		s.attrLive(p, out)
+		return
 	case p.fixed != nil && p.fixed.data != nil:
 		mode, size = syscall.S_IFREG|0o444, int64(len(p.fixed.data))
 	case p.fixed != nil:
@@ -191,6 +200,10 @@ func (s *server) attr(p place, out *fuse.Attr) {
 			mode, size = syscall.S_IFREG|0o555, e.size
 		}
 	}
+	s.fillAttr(p, mode, size, mtime, out)
+}
+
+func (s *server) fillAttr(p place, mode uint32, size int64, mtime time.Time, out *fuse.Attr) {
 	*out = fuse.Attr{
 		Ino:     p.ino(),
 		Size:    uint64(size),
@@ -212,6 +225,9 @@ func (s *server) GetAttr(cancel <-chan struct{}, input *fuse.GetAttrIn, out *fus
 	}
 	defer s.done(p)
 	out.SetTimeout(s.validity(p))
+	if p.isLiveRecord() {
+		out.SetTimeout(0)
+	}
 	s.attr(p, &out.Attr)
 	return fuse.OK
 }

@@ -39,6 +39,9 @@ func makeFixed(dirs []Dir) map[uint64]*fixedNode {
 	root := &fixedNode{root: make(map[string]place)}
 	fixed := map[uint64]*fixedNode{rootNode: root}
 	for i, d := range dirs {
+		if d.Tmp {
+			continue // see addTmp
+		}
 		n := uint64(2 + 2*i)
 		text := &fixedNode{data: readme(d)}
 		dir := &fixedNode{byID: newByID(d.ByUUID), readme: place{node: n + 1, fixed: text}}

@@ -22,6 +22,10 @@ type handle struct {
 	data  []byte // content that is not in Keep
 	// entries lists the fixed directories, which may change while read.
 	entries []dirEntry
+	// file is open in a writable collection; names are the entries of a
+	// directory there, when its listing began.
+	file  *keep.File
+	names atomic.Pointer[[]keep.Entry]
 
 	segments atomic.Pointer[segments]
 	ahead    readAhead
@@ -54,6 +58,9 @@ func (s *server) dropHandle(id uint64) {
 	delete(s.handles, id)
 	s.handleMu.Unlock()
 	if h != nil {
+		if h.file != nil {
+			_ = h.file.Close() // says only whether it was open
+		}
 		s.done(h.place)
 	}
 }
@@ -68,6 +75,8 @@ func (s *server) Open(cancel <-chan struct{}, input *fuse.OpenIn, out *fuse.Open
 	case p.isDir():
 		s.done(p)
 		return fuse.Status(syscall.EISDIR)
+	case p.live != nil:
+		return s.openLive(cancel, p, input, out)
 	case input.Flags&(syscall.O_WRONLY|syscall.O_RDWR) != 0:
 		s.done(p)
 		return fuse.EPERM
@@ -107,6 +116,9 @@ func (s *server) Read(cancel <-chan struct{}, input *fuse.ReadIn, buf []byte) (f
 	h := s.handle(input.Fh)
 	if h == nil || h.isDir() {
 		return nil, fuse.EBADF
+	}
+	if h.file != nil {
+		return s.readLive(cancel, h, input, buf)
 	}
 	off := int64(input.Offset)
 	if h.data != nil {
@@ -187,6 +199,10 @@ func (h *handle) locate(from *signed) (*segments, error) {
 // readError logs why a read fails, in the words that the supervisor waits for,
 // and says what the program is told.
 func (s *server) readError(ctx context.Context, h *handle, off int64, err error) fuse.Status {
+	return s.readFailure(ctx, h.snap.coll.id+"/"+h.snap.tree.path(h.entry), off, err)
+}
+
+func (s *server) readFailure(ctx context.Context, where string, off int64, err error) fuse.Status {
 	if ctx.Err() != nil {
 		return fuse.EINTR
 	}
@@ -194,7 +210,6 @@ func (s *server) readError(ctx context.Context, h *handle, off int64, err error)
 	if errors.As(err, &again) {
 		return fuse.EIO // logged a moment ago
 	}
-	where := h.snap.coll.id + "/" + h.snap.tree.path(h.entry)
 	if errors.Is(err, keep.ErrNotFound) || refused(err) {
 		s.log.errorf("%s: %v (%q at byte %d)", blockNotFound, err, where, off)
 	} else {
@@ -236,6 +251,7 @@ func (s *server) OpenDir(cancel <-chan struct{}, input *fuse.OpenIn, out *fuse.O
 	}
 	h := &handle{place: p}
 	switch {
+	case p.live != nil:
 	case p.fixed != nil:
 		h.entries = p.fixed.list()
 	case p.snap.coll.pdh:
@@ -300,7 +316,10 @@ func (s *server) ReadDirPlus(cancel <-chan struct{}, input *fuse.ReadIn, out *fu
 		if entry == nil {
 			return false
 		}
-		if p.snap != nil || p.fixed != nil {
+		if p.live != nil && p.node == 0 {
+			p = p.live.know(p.file)
+		}
+		if p.snap != nil || p.fixed != nil || p.live != nil {
 			s.answer(p, true, h.place, entry)
 		}
 		return true
@@ -320,6 +339,10 @@ func (s *server) readDir(input *fuse.ReadIn, add func(e fuse.DirEntry, p place, 
 		if !add(e, place{}, true) {
 			return fuse.OK
 		}
+	}
+	if h.live != nil {
+		s.readDirLive(h, i, add)
+		return fuse.OK
 	}
 	if h.fixed != nil {
 		for ; i-2 < uint64(len(h.entries)); i++ {

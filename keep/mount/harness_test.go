@@ -91,6 +91,8 @@ func connectTest(ctx context.Context, opts Options) (Backend, error) {
 		Services: keep.FixedServices{{UUID: "zzzzz-bi6l4-000000000000000", URL: os.Getenv("MOUNT_TEST_KEEP"), Type: "disk"}},
 		Token:    token,
 		Retries:  -1,
+		// The keepstore has one volume.
+		DefaultReplication: 1,
 	})
 	if err != nil {
 		return Backend{}, err

@@ -12,6 +12,7 @@ import (
 // The lines that the supervisor looks for on stderr (spec logs-and-stats.md
 // section 8). Users know them, and dispatchers' wikis explain them.
 const (
+	writeFailed   = "Keep write error"
 	blockNotFound = "Block not found error"
 	unhandled     = "Unhandled exception during FUSE operation"
 )

@@ -2,11 +2,13 @@
 // behind "crunch-run keep-mount", which takes the command line of arv-mount and
 // shows the same tree (spec keep.md section 12).
 //
-// It is made for one purpose, to be the input side of a container: collections
-// named by portable data hash, whose content cannot change, read by many
-// processes. So the kernel may believe everything it was told for ever, files
-// are read in large pieces and ahead of the reader, and a collection of 58,000
-// files costs an array and not an object per file.
+// Collections named by portable data hash are the input side of a container:
+// their content cannot change, and many processes read it. So the kernel may
+// believe everything it was told for ever, files are read in large pieces and
+// ahead of the reader, and a collection of 58,000 files costs an array and not an
+// object per file. New collections (--mount-tmp) are the output side: file trees
+// that programs change as they like, of which .arvados#collection tells the
+// manifest.
 //
 // The server runs in a process of its own, never in the one that starts
 // containers, dies with its parent, and takes its mount along: the parent gives

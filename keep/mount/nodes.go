@@ -1,6 +1,10 @@
 package mount
 
-import "sync"
+import (
+	"sync"
+
+	"crunch-oci/keep"
+)
 
 // Node numbers. The kernel names files by 64-bit numbers that we choose. The
 // upper half says which region of the tree, the lower half which entry of it:
@@ -9,6 +13,7 @@ import "sync"
 //	                            their READMEs
 //	region << 32 | 1            top directory of a collection
 //	region << 32 | entry + 1    entry of a snapshot of a collection
+//	region << 32 | n            of a writable collection: see live
 //
 // So nothing has to be remembered for a single file, and there is nothing to
 // look up but the region.
@@ -18,10 +23,12 @@ const (
 )
 
 // region is what the upper half of a node number stands for: a collection's
-// top directory, which stays the same when the content changes, or a snapshot.
+// top directory, which stays the same when the content changes, a snapshot, or a
+// collection that is written to.
 type region struct {
 	coll *collection
 	snap *snapshot
+	live *live
 }
 
 // regions is the table of them. The zero value is ready for use.
@@ -62,6 +69,9 @@ type place struct {
 	fixed *fixedNode
 	snap  *snapshot
 	entry uint32
+
+	live *live
+	file keep.Node // of live, unless it is the record
 }
 
 // at is the place of an entry; the reference stays the caller's. The top
@@ -82,6 +92,9 @@ func (s *server) find(node uint64) (place, bool) {
 		return place{node: node, fixed: f}, f != nil
 	}
 	r := s.nodes.get(node)
+	if r.live != nil {
+		return r.live.find(uint32(node))
+	}
 	if r.coll != nil {
 		return r.coll.acquire().at(0), true
 	}
@@ -109,6 +122,10 @@ func (p place) remember() {
 // fail on larger ones, and so not the node number.
 func (p place) ino() uint64 {
 	switch {
+	case p.isLiveRecord():
+		return p.live.recordIno
+	case p.live != nil:
+		return p.file.Number(p.live.ino)
 	case p.snap == nil:
 		return p.node
 	case p.entry == 0:
@@ -128,16 +145,26 @@ func (s *server) inodes(n int) uint64 {
 // Forget implements fuse.RawFileSystem.
 func (s *server) Forget(node, n uint64) {
 	s.stats.ops[opForget].count.Add(1)
-	if r := s.nodes.get(node); r.snap != nil {
+	switch r := s.nodes.get(node); {
+	case r.live != nil:
+		r.live.forget(uint32(node), n)
+	case r.snap != nil:
 		s.unref(r.snap, int64(n))
 	}
 }
 
 // isRecord tells whether p is .arvados#collection, whose index is one past the
 // last entry.
-func (p place) isRecord() bool { return p.snap != nil && int(p.entry) == len(p.snap.tree.entries) }
+func (p place) isRecord() bool {
+	return p.isLiveRecord() || p.snap != nil && int(p.entry) == len(p.snap.tree.entries)
+}
+
+func (p place) isLiveRecord() bool { return p.live != nil && p.node == p.live.base+liveRecord }
 
 func (p place) isDir() bool {
+	if p.live != nil {
+		return !p.isLiveRecord() && p.file.IsDir()
+	}
 	if p.fixed != nil {
 		return p.fixed.data == nil
 	}

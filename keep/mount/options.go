@@ -18,13 +18,12 @@ type Options struct {
 	// Dirs are the directories in the root, in the order of the command line.
 	Dirs []Dir
 
-	// ReadWrite decides what a program that tries to write is told: EPERM if
-	// set, EROFS if not. Nothing that can be mounted now is writable.
+	// ReadWrite lets programs write to what is writable. Elsewhere they are told
+	// EPERM, and without it EROFS.
 	ReadWrite  bool
 	AllowOther bool
 
-	// StorageClasses is for new data; none means the cluster's default ones. It
-	// is accepted and not used.
+	// StorageClasses is for new data; none means the cluster's default ones.
 	StorageClasses []string
 
 	// Cache says where fetched blocks are to be kept, CacheDir where on disk
@@ -61,6 +60,8 @@ type Dir struct {
 	// ByUUID makes collections appear under their UUIDs too; without it they
 	// only have their portable data hashes.
 	ByUUID bool
+	// Tmp makes it a new collection, which ends with the mount.
+	Tmp bool
 }
 
 // CacheKind is where fetched blocks are kept.
@@ -71,8 +72,6 @@ const (
 	RAMCache
 	DiskCache
 )
-
-var errNoTmp = errors.New("--mount-tmp: writable collections are not supported yet")
 
 // ParseArgs reads a command line without the program's name. Its errors are
 // for whoever wrote the command line.
@@ -133,7 +132,7 @@ func (o *Options) check(foreground bool) error {
 	case o.CachePercent > 0 && o.Cache != DiskCache:
 		return errors.New("--file-cache: a percentage is that of a file system: give --disk-cache too")
 	case len(o.Dirs) == 0:
-		return errors.New("nothing to mount: give --mount-by-pdh NAME or --mount-by-id NAME")
+		return errors.New("nothing to mount: give --mount-by-pdh NAME, --mount-by-id NAME or --mount-tmp NAME")
 	}
 	return nil
 }
@@ -156,7 +155,7 @@ var switches = map[string]func(*Options){
 var values = map[string]func(*Options, string) error{
 	"--mount-by-pdh": func(o *Options, v string) error { return o.addDir(Dir{Name: v}) },
 	"--mount-by-id":  func(o *Options, v string) error { return o.addDir(Dir{Name: v, ByUUID: true}) },
-	"--mount-tmp":    func(*Options, string) error { return errNoTmp },
+	"--mount-tmp":    func(o *Options, v string) error { return o.addDir(Dir{Name: v, Tmp: true}) },
 	"--storage-classes": func(o *Options, v string) error {
 		for c := range strings.SplitSeq(v, ",") {
 			if c = strings.TrimSpace(c); c != "" {

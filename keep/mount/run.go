@@ -46,6 +46,14 @@ func Run(ctx context.Context, opts Options, b Backend, ready func(), stderr io.W
 	}
 	s := newServer(ctx, opts, b, lg)
 	defer s.close()
+	for _, d := range opts.Dirs {
+		if !d.Tmp {
+			continue
+		}
+		if err := s.addTmp(d.Name); err != nil {
+			return fmt.Errorf("make collection %s: %w", d.Name, err)
+		}
+	}
 	fs, err := fuse.NewServer(s, opts.Mountpoint, &fuse.MountOptions{
 		AllowOther:        opts.AllowOther,
 		MaxBackground:     maxBackground,
@@ -55,8 +63,10 @@ func Run(ctx context.Context, opts Options, b Backend, ready func(), stderr io.W
 		Name:              "arv-mount",
 		DirectMountStrict: true, // no fusermount
 		DisableXAttrs:     true,
-		DisableSplice:     true, // there is no file to splice from
-		Logger:            log.New(lg, "", 0),
+		// Content changes only by the kernel's own doing.
+		ExplicitDataCacheControl: true,
+		DisableSplice:            true, // there is no file to splice from
+		Logger:                   log.New(lg, "", 0),
 		PanicHandler: func(what any) fuse.Status {
 			stack := strings.ReplaceAll(string(debug.Stack()), "\n", " | ")
 			lg.errorf("%s: panic: %v: %s", unhandled, what, stack)
@@ -85,6 +95,9 @@ func Run(ctx context.Context, opts Options, b Backend, ready func(), stderr io.W
 		s.background(func(ctx context.Context) {
 			reportStats(ctx, &s.stats, b.Counters, lg, opts.StatsInterval)
 		})
+	}
+	if len(s.live) > 0 {
+		s.background(s.retryUploads)
 	}
 	if b.Idle != nil {
 		s.background(func(ctx context.Context) { s.watchIdle(ctx, b.Idle) })

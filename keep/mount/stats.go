@@ -43,8 +43,8 @@ var opNames = [numOps]string{
 // stats counts operations. It is written to by every request, so all of it is
 // atomic.
 type stats struct {
-	ops       [numOps]struct{ count, nanos atomic.Int64 }
-	readBytes atomic.Int64
+	ops                     [numOps]struct{ count, nanos atomic.Int64 }
+	readBytes, writtenBytes atomic.Int64
 }
 
 // done counts an operation that began at start. It is meant for defer.
@@ -63,10 +63,10 @@ func (s *stats) total() (n int64) {
 
 // sample is what a report shows.
 type sample struct {
-	counters  Counters
-	readBytes int64
-	counts    [numOps]int64
-	seconds   [numOps]float64
+	counters                Counters
+	readBytes, writtenBytes int64
+	counts                  [numOps]int64
+	seconds                 [numOps]float64
 }
 
 func (s *stats) sample(counters func() Counters) sample {
@@ -74,7 +74,7 @@ func (s *stats) sample(counters func() Counters) sample {
 	if counters != nil {
 		now.counters = counters()
 	}
-	now.readBytes = s.readBytes.Load()
+	now.readBytes, now.writtenBytes = s.readBytes.Load(), s.writtenBytes.Load()
 	for i := range s.ops {
 		now.counts[i] = s.ops[i].count.Load()
 		now.seconds[i] = time.Duration(s.ops[i].nanos.Load()).Seconds()
@@ -97,7 +97,7 @@ func report(now, before sample, interval time.Duration) string {
 	pair("keepcalls", "put", "get", c.Puts, c.Gets, c0.Puts, c0.Gets)
 	pair("net:keep0", "tx", "rx", c.Sent, c.Received, c0.Sent, c0.Received)
 	pair("keepcache", "hit", "miss", c.Hits, c.Misses, c0.Hits, c0.Misses)
-	pair("blkio:0:0", "write", "read", 0, now.readBytes, 0, before.readBytes)
+	pair("blkio:0:0", "write", "read", now.writtenBytes, now.readBytes, before.writtenBytes, before.readBytes)
 	pair("fuseops", "write", "read", now.counts[opWrite], now.counts[opRead], before.counts[opWrite], before.counts[opRead])
 	for i, name := range opNames {
 		line("fuseop:"+name, "%d count %.6f time",

@@ -2,7 +2,6 @@ package mount
 
 import (
 	"encoding/json"
-	"errors"
 	"io"
 	"os"
 	"reflect"
@@ -49,7 +48,6 @@ func TestParseArgs(t *testing.T) {
 		"":                                     "no mount point given",
 		"/mnt":                                 "only --foreground is supported",
 		"--foreground /mnt":                    "nothing to mount",
-		"--foreground --mount-tmp tmp0 /mnt":   "writable collections are not supported yet",
 		"--foreground --mount-by-pdh":          "--mount-by-pdh needs a value",
 		"--foreground --mount-by-pdh a/b /mnt": "not a directory name",
 		"--foreground --mount-by-pdh .. /mnt":  "not a directory name",
@@ -64,13 +62,11 @@ func TestParseArgs(t *testing.T) {
 		"--foreground --crunchstat-interval x --mount-by-id a": "invalid syntax",
 		"--foreground --refresh-time NaN --mount-by-id a /m":   "not a number of seconds",
 		"--foreground --retries -1 --mount-by-id a /m":         "invalid syntax",
+		"--foreground --mount-tmp a --mount-tmp a /m":          "used twice",
 	} {
 		if _, err := ParseArgs(strings.Fields(line)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %s", line, err, want)
 		}
-	}
-	if _, err := ParseArgs([]string{"--mount-tmp", "x"}); !errors.Is(err, errNoTmp) {
-		t.Errorf("--mount-tmp: %v", err)
 	}
 }
 

@@ -53,15 +53,17 @@ func ConnectMount(ctx context.Context, opts mount.Options, cfg arvados.Config) (
 		return mount.Backend{}, err
 	}
 	backend := mount.Backend{API: mountAPI{api}, SignatureTTL: known.SignatureTTL}
+	counted := &countingBlocks{Client: client}
 	if opts.Cache == mount.DiskCache {
 		cache := diskcache.Open(diskcache.Config{
-			Source: client, Dir: opts.CacheDir, Warn: opts.Warn,
+			Source: counted, Dir: opts.CacheDir, Warn: opts.Warn,
 			Limit: diskcache.Limit{Bytes: opts.CacheBytes, Percent: opts.CachePercent},
 		})
 		backend.Blocks = cache
 		backend.Counters = func() mount.Counters {
 			s := cache.Stats()
-			return mount.Counters{Gets: s.Hits + s.Misses, Hits: s.Hits, Misses: s.Misses, Received: s.Fetched}
+			return mount.Counters{Gets: s.Hits + s.Misses, Hits: s.Hits, Misses: s.Misses, Received: s.Fetched,
+				Puts: counted.puts.Load(), Sent: counted.sent.Load()}
 		}
 		backend.Close = func() error {
 			defer api.Close()
@@ -74,12 +76,12 @@ func ConnectMount(ctx context.Context, opts mount.Options, cfg arvados.Config) (
 	if size <= 0 {
 		size = mountCacheSize
 	}
-	counted := &countingBlocks{BlockReader: client}
 	cache := keep.NewCache(counted, size)
 	backend.Blocks, backend.InMemory = cache, true
 	backend.Counters = func() mount.Counters {
 		s := cache.Stats()
-		return mount.Counters{Gets: s.Hits + s.Misses, Hits: s.Hits, Misses: s.Misses, Received: counted.bytes.Load()}
+		return mount.Counters{Gets: s.Hits + s.Misses, Hits: s.Hits, Misses: s.Misses, Received: counted.received.Load(),
+			Puts: counted.puts.Load(), Sent: counted.sent.Load()}
 	}
 	backend.Close = func() error {
 		defer api.Close()
@@ -89,16 +91,26 @@ func ConnectMount(ctx context.Context, opts mount.Options, cfg arvados.Config) (
 	return backend, nil
 }
 
-// countingBlocks counts the bytes read from Keep services.
+// countingBlocks counts what is exchanged with Keep services, in bytes, and the
+// blocks written.
 type countingBlocks struct {
-	keep.BlockReader
-	bytes atomic.Int64
+	*keep.Client
+	received, sent, puts atomic.Int64
 }
 
 func (c *countingBlocks) ReadBlock(ctx context.Context, loc keep.Locator) ([]byte, error) {
-	data, err := c.BlockReader.ReadBlock(ctx, loc)
-	c.bytes.Add(int64(len(data)))
+	data, err := c.Client.ReadBlock(ctx, loc)
+	c.received.Add(int64(len(data)))
 	return data, err
+}
+
+func (c *countingBlocks) WriteBlock(ctx context.Context, data []byte, opts keep.WriteOptions) (keep.Locator, error) {
+	c.puts.Add(1)
+	loc, err := c.Client.WriteBlock(ctx, data, opts)
+	if err == nil {
+		c.sent.Add(int64(len(data)))
+	}
+	return loc, err
 }
 
 // mountAPI reads collection records for the mount.

@@ -1,0 +1,182 @@
+package mount
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"crunch-oci/keep"
+)
+
+// live is a collection that programs write to: a new one, for --mount-tmp. All
+// changes go through this mount, so that the kernel may believe what it knows
+// until it changes it itself.
+type live struct {
+	name  string
+	files *keep.Collection
+	base  uint64 // node of the top directory, less 1
+
+	mu    sync.Mutex
+	nodes map[uint32]*liveNode // by the lower half of the node number
+	index map[keep.Node]*liveNode
+	next  uint32
+
+	ino       func() uint64 // gives out inode numbers
+	recordIno uint64
+
+	// record is what .arvados#collection had in it when it was opened last.
+	record atomic.Pointer[[]byte]
+	// reported is the upload error that was logged last.
+	reported atomic.Pointer[error]
+}
+
+// liveNode is a file or directory that the kernel knows.
+type liveNode struct {
+	id   uint32
+	node keep.Node
+	refs uint64 // how often the kernel was given its number
+}
+
+// Lower halves of node numbers with a fixed meaning.
+const (
+	liveRoot   = 1
+	liveRecord = 2
+	liveFirst  = 3
+)
+
+// liveUploads is how many blocks of a collection are uploaded at once: more take
+// 64 MiB of memory each, and the way to Keep is full with two.
+const liveUploads = 2
+
+// addTmp makes a new collection in the root of the mount.
+func (s *server) addTmp(name string) error {
+	files, err := keep.NewCollection("", s.backend.Blocks)
+	if err != nil {
+		return err
+	}
+	files.LimitUploads(liveUploads)
+	files.SetWriteOptions(keep.WriteOptions{StorageClasses: s.opts.StorageClasses})
+	l := &live{name: name, files: files, next: liveFirst, nodes: make(map[uint32]*liveNode), index: make(map[keep.Node]*liveNode)}
+	l.ino = func() uint64 { return s.inodes(1) }
+	l.recordIno = l.ino()
+	l.base = s.nodes.add(region{live: l}) - 1
+	s.live = append(s.live, l)
+	root := s.fixed[rootNode]
+	root.root[name] = l.root()
+	root.names = append(root.names, name)
+	return nil
+}
+
+func (l *live) root() place {
+	return place{node: l.base + liveRoot, live: l, file: l.files.Root()}
+}
+
+// know is the place of a node whose number the kernel is given once more.
+func (l *live) know(n keep.Node) place {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ln := l.index[n]
+	if ln == nil {
+		ln = &liveNode{id: l.next, node: n}
+		if l.next++; l.next < liveFirst {
+			l.next = liveFirst
+		}
+		l.nodes[ln.id], l.index[n] = ln, ln
+	}
+	ln.refs++
+	return place{node: l.base + uint64(ln.id), live: l, file: n}
+}
+
+// find resolves the lower half of a node number.
+func (l *live) find(id uint32) (place, bool) {
+	switch id {
+	case liveRoot:
+		return l.root(), true
+	case liveRecord:
+		return place{node: l.base + liveRecord, live: l}, true
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ln := l.nodes[id]
+	if ln == nil {
+		return place{}, false
+	}
+	return place{node: l.base + uint64(id), live: l, file: ln.node}, true
+}
+
+// forget notes that the kernel has forgotten the number n times.
+func (l *live) forget(id uint32, n uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ln := l.nodes[id]
+	if ln == nil {
+		return
+	}
+	if ln.refs -= min(n, ln.refs); ln.refs == 0 {
+		delete(l.nodes, id)
+		delete(l.index, ln.node)
+	}
+}
+
+// writeError logs why an upload failed, once for each error, and says what the
+// program is told.
+func (s *server) writeError(l *live, err error) fuse.Status {
+	if errors.Is(err, context.Canceled) {
+		return fuse.EINTR
+	}
+	if last := l.reported.Load(); last == nil || !errors.Is(err, *last) {
+		cause := err
+		if failed := l.files.Err(); failed != nil && errors.Is(err, failed) {
+			cause = failed
+		}
+		l.reported.Store(&cause)
+		s.log.errorf("%s: %v (collection %s)", writeFailed, err, l.name)
+	}
+	return fuse.EIO
+}
+
+// retryEvery is the time between two attempts to store what could not be stored.
+const retryEvery = 2 * time.Second
+
+// retryUploads tries failed uploads again, until ctx ends. Without it one outage
+// of Keep would make all later writes fail.
+func (s *server) retryUploads(ctx context.Context) {
+	ticker := time.NewTicker(retryEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		for _, l := range s.live {
+			if err := l.files.Err(); err != nil {
+				s.writeError(l, err)
+				_ = l.files.Flush(ctx, "", true) // fails only with ctx
+			}
+		}
+	}
+}
+
+// recordText stores everything and returns the content of .arvados#collection.
+func (s *server) recordText(ctx context.Context, l *live) ([]byte, error) {
+	manifest, err := l.files.MarshalManifest(ctx)
+	if err != nil {
+		return nil, err
+	}
+	classes := s.opts.StorageClasses
+	if len(classes) == 0 {
+		classes = []string{"default"}
+	}
+	text := recordJSON(Record{
+		PortableDataHash: keep.PortableDataHash(manifest),
+		ManifestText:     manifest,
+		Fields:           map[string]any{"uuid": nil, "storage_classes_desired": classes},
+	})
+	l.record.Store(&text)
+	return text, nil
+}
