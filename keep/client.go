@@ -27,6 +27,9 @@ const (
 type ClientConfig struct {
 	// Services tells where blocks are. Required.
 	Services ServiceLister
+	// Order puts services into the order in which a block is looked for and
+	// written; nil means ProbeOrder.
+	Order func(hash string, services []Service) []Service
 	// Token is sent with every request, as it is. Block signatures are bound
 	// to this exact spelling. Required.
 	Token string
@@ -104,6 +107,9 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	case cfg.Retries < 0:
 		cfg.Retries = 0
 	}
+	if cfg.Order == nil {
+		cfg.Order = ProbeOrder
+	}
 	if cfg.RetryDelay == nil {
 		cfg.RetryDelay = retryDelay
 	}
@@ -146,7 +152,7 @@ func (c *Client) rounds(ctx context.Context, hash string, try func(round) (done 
 		if err != nil {
 			return fmt.Errorf("list Keep services: %w", err)
 		}
-		r := round{services: ProbeOrder(hash, uniqueServices(services)), number: n, disk: allDisks(services)}
+		r := round{services: c.cfg.Order(hash, uniqueServices(services)), number: n, disk: allDisks(services)}
 		if try(r) || n == c.cfg.Retries {
 			return ctx.Err()
 		}

@@ -95,13 +95,29 @@ func isAlphanumeric(s string) bool {
 // ProbeOrder returns services in the order in which a client looks for the
 // block with the given hash, so that all clients look at the same place first.
 func ProbeOrder(hash string, services []Service) []Service {
+	return orderBy(services, func(uuid string) string { return blockWeight(hash, uuid) })
+}
+
+// MountProbeOrder is ProbeOrder as Arvados' FUSE mount has it: by the last 15
+// characters of a UUID, whatever its length. The two differ for the UUIDs of the
+// API server's list, which have one character more than others
+// (ListedServiceUUID); then each finds sooner what its own kind has written.
+func MountProbeOrder(hash string, services []Service) []Service {
+	return orderBy(services, func(uuid string) string {
+		sum := md5.Sum([]byte(hash + uuid[max(len(uuid)-15, 0):]))
+		return hex.EncodeToString(sum[:])
+	})
+}
+
+// orderBy sorts by descending weight.
+func orderBy(services []Service, weight func(uuid string) string) []Service {
 	type weighted struct {
 		weight string
 		Service
 	}
 	list := make([]weighted, len(services))
 	for i, s := range services {
-		list[i] = weighted{blockWeight(hash, s.UUID), s}
+		list[i] = weighted{weight(s.UUID), s}
 	}
 	slices.SortStableFunc(list, func(a, b weighted) int { return strings.Compare(b.weight, a.weight) })
 	ordered := make([]Service, len(list))

@@ -181,8 +181,9 @@ func TestOrderVectors(t *testing.T) {
 		Note     string
 		Services map[string]string
 		Probes   []struct {
-			Hash  string
-			Order []string
+			Hash      string
+			Order     []string
+			OrderFUSE []string `json:"order_fuse"`
 		}
 	}](t, "rendezvous") {
 		var services []keep.Service
@@ -196,6 +197,16 @@ func TestOrderVectors(t *testing.T) {
 			}
 			if !slices.Equal(got, p.Order) {
 				t.Errorf("%s: %s: %v, want %v", v.Note, p.Hash, got, p.Order)
+			}
+			if p.OrderFUSE == nil {
+				p.OrderFUSE = p.Order
+			}
+			got = nil
+			for _, s := range keep.MountProbeOrder(p.Hash, services) {
+				got = append(got, s.URL)
+			}
+			if !slices.Equal(got, p.OrderFUSE) {
+				t.Errorf("%s: %s: the mount's order is %v, want %v", v.Note, p.Hash, got, p.OrderFUSE)
 			}
 		}
 	}

@@ -46,7 +46,7 @@ func ConnectMount(ctx context.Context, opts mount.Options, cfg arvados.Config) (
 		return mount.Backend{}, err
 	}
 	client, err := keep.NewClient(paceKeep(keep.ClientConfig{
-		Services: services, Token: cfg.Token, Retries: opts.Retries, RetryDelay: keepDelay, TLS: config,
+		Services: services, Order: keep.MountProbeOrder, Token: cfg.Token, Retries: opts.Retries, RetryDelay: keepDelay, TLS: config,
 		DefaultReplication: known.Replication, StorageClasses: opts.StorageClasses,
 	}))
 	if err != nil {
