@@ -122,10 +122,13 @@ func (l Locator) Hints() []string {
 	return strings.Split(rest[1:], "+")
 }
 
-// SignedUntil returns when the local permission signature expires. ok is false
-// if there is none.
+// SignedUntil returns when the permission signature expires, the local
+// cluster's or that of the one where the block is. ok is false if there is none.
 func (l Locator) SignedUntil() (expiry time.Time, ok bool) {
 	for _, h := range l.Hints() {
+		if prefix := len("Rzzzzz-"); len(h) > prefix && h[0] == 'R' && h[prefix-1] == '-' {
+			h = "A" + h[prefix:]
+		}
 		if len(h) != 1+sigLen+1+expiryLen || h[0] != 'A' || h[1+sigLen] != '@' {
 			continue
 		}

@@ -397,6 +397,22 @@ func TestRefreshSignatures(t *testing.T) {
 	}
 }
 
+func TestSignedUntil(t *testing.T) {
+	const block, sig = "acbd18db4cc2f85cedef654fccc4a4d8+3", "0123456789abcdef0123456789abcdef01234567@"
+	for text, want := range map[string]int64{
+		block: -1, block + "+A" + sig + "00000010": 16, block + "+Rzbbbb-" + sig + "00000020": 32,
+		block + "+Rzbbbb" + sig + "00000020": -1, block + "+Z" + sig + "00000020": -1,
+	} {
+		loc, err := keep.ParseLocator(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if at, ok := loc.SignedUntil(); ok != (want >= 0) || ok && at.Unix() != want {
+			t.Errorf("%s: %v %v", text, at, ok)
+		}
+	}
+}
+
 func TestSplicePendingWithoutWriter(t *testing.T) {
 	src := newCollection(t, "", newMemStore(), 0)
 	writeFile(t, src, "f", []byte("abc"))

@@ -89,15 +89,23 @@ func (s *server) fetch(ctx context.Context, id string, pdh bool) (*signed, error
 	return &signed{rec, files, signatureExpiry(rec.ManifestText)}, nil
 }
 
-// signatureExpiry finds the first signature of a manifest. The API server signs
-// all blocks at once.
+// signatureExpiry finds the first signature of a manifest. The API server, be it
+// ours or another cluster's, signs all blocks at once.
 func signatureExpiry(manifest string) time.Time {
 	for {
-		i := strings.Index(manifest, "+A")
+		i := strings.IndexByte(manifest, '+')
 		if i < 0 {
 			return time.Time{}
 		}
-		manifest = manifest[i+2:]
+		manifest = manifest[i+1:]
+		switch {
+		case strings.HasPrefix(manifest, "A"):
+			manifest = manifest[1:]
+		case strings.HasPrefix(manifest, "R") && len(manifest) > 7 && manifest[6] == '-':
+			manifest = manifest[7:] // of another cluster, whose id comes first
+		default:
+			continue
+		}
 		const sig = 40
 		if len(manifest) < sig+9 || manifest[sig] != '@' {
 			continue // part of a file's name

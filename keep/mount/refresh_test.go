@@ -2,6 +2,7 @@ package mount
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"regexp"
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crunch-oci/keep"
+	"crunch-oci/keep/keeptest"
 )
 
 // Signatures that have ended, or are about to, are replaced without the reader
@@ -145,4 +147,39 @@ func TestUUIDRefresh(t *testing.T) {
 		}
 		return strings.Contains(w.stderr.String(), "cannot be read again")
 	})
+}
+
+// Blocks of another cluster are asked for with the signatures that it gave, and
+// these are renewed in time like our own.
+func TestRemoteBlocks(t *testing.T) {
+	w := newWorld(t)
+	srv := &keeptest.Server{Signer: keep.Signer{Key: "local", TTL: time.Hour}}
+	w.url = srv.Start(t).URL
+	remote := srv.PutRemote([]byte("far away"))
+	sign := func(expiry time.Time) string {
+		return fmt.Sprintf("%s+%d+Rzbbbb-%040d@%08x", remote.Hash(), remote.Size(), 7, expiry.Unix())
+	}
+	pdh := keep.PortableDataHash(". " + sign(time.Now()) + " 0:8:f 0:3:g\n")
+	w.answer(pdh, Record{PortableDataHash: pdh, ManifestText: ". " + sign(time.Now().Add(time.Hour)) + " 0:8:f 0:3:g\n"})
+	w.mount()
+	if text, err := os.ReadFile(w.path("by_id", pdh, "f")); err != nil || string(text) != "far away" {
+		t.Fatalf("%q %v\n%s", text, err, w.stderr)
+	}
+	requests := srv.Requests()
+	if got := requests[len(requests)-1].Path; !strings.Contains(got, "+Rzbbbb-") {
+		t.Errorf("asked for %s", got)
+	}
+	// Of a manifest with signatures at their end another one is fetched.
+	other := keep.PortableDataHash(". " + sign(time.Now()) + " 0:8:other\n")
+	w.answer(other, Record{PortableDataHash: other, ManifestText: ". " + sign(time.Now().Add(time.Second)) + " 0:8:other\n"})
+	if _, err := os.Stat(w.path("by_id", other, "other")); err != nil {
+		t.Fatal(err)
+	}
+	w.answer(other, Record{PortableDataHash: other, ManifestText: ". " + sign(time.Now().Add(time.Hour)) + " 0:8:other\n"})
+	if text, err := os.ReadFile(w.path("by_id", other, "other")); err != nil || string(text) != "far away" {
+		t.Errorf("%q %v\n%s", text, err, w.stderr)
+	}
+	if n := w.requests(other); n != 2 {
+		t.Errorf("%d API requests, want 2", n)
+	}
 }

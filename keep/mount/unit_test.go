@@ -114,6 +114,8 @@ func TestSignatureExpiry(t *testing.T) {
 		". acbd18db4cc2f85cedef654fccc4a4d8+3 0:3:foo\n":                                               -1,
 		". acbd18db4cc2f85cedef654fccc4a4d8+3+K@zzzzz" + sig + "6b16a2ef 0:3:foo\n":                    0x6b16a2ef,
 		". acbd18db4cc2f85cedef654fccc4a4d8+3 0:3:a+A+A.\n./d 37b5+3" + sig + "00000010 0:3:foo\n":     0x10,
+		". acbd18db4cc2f85cedef654fccc4a4d8+3+Rzbbbb-" + sig[2:] + "6b16a2ef 0:3:foo\n":                0x6b16a2ef,
+		". acbd18db4cc2f85cedef654fccc4a4d8+3+R 0:3:+Rzbbbb\n":                                         -1,
 		". acbd18db4cc2f85cedef654fccc4a4d8+3+A0123456789abcdef0123456789abcdef01234567@xyz 0:3:foo\n": -1,
 	} {
 		got := signatureExpiry(manifest)
