@@ -71,8 +71,12 @@ run: ## run a first container: a small Debian busybox image, an input, an output
 .PHONY: test
 test: ## static checks, the release build, and every test, as root, with real containers
 	@scripts/deps.sh build run test
-	@$(MAKE) --no-print-directory build lint release
+	@$(MAKE) --no-print-directory build lint release versitygw
 	go test -tags $(TAGS) -race -timeout 30m ./...
+
+.PHONY: versitygw
+versitygw: ## build the S3 server that tests use, once
+	@scripts/versitygw.sh $(B)/versitygw >/dev/null
 
 .PHONY: test-quick
 test-quick: build ## the tests without the race detector

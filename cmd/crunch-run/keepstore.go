@@ -22,8 +22,8 @@ import (
 
 const keepstoreUsage = `Usage: crunch-run keepstore [-config FILE]
 
-Serves Keep blocks from the Directory volumes of a cluster's configuration, as
-Arvados' keepstore does. -config - (JSON) reads it from stdin. The supervisor starts
+Serves Keep blocks from the Directory and S3 volumes of a cluster's configuration,
+as Arvados' keepstore does. -config - (JSON) reads it from stdin. The supervisor starts
 it as the node's local keepstore; it can be started by hand as well:
 
   ARVADOS_SERVICE_INTERNAL_URL=http://10.0.0.5:25107 crunch-run keepstore -config /etc/arvados/config.yml

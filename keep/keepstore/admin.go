@@ -22,7 +22,7 @@ func (s *Server) touchBlock(r *http.Request, locator string) error {
 		return err
 	}
 	hash := locator[:32]
-	return s.find(hash, (*mount).writable, func(m *mount) error { return m.touch(hash) })
+	return s.find(hash, (*mount).writable, func(m *mount) error { return m.touch(r.Context(), hash) })
 }
 
 // deleteBlock answers DELETE: the block is trashed on all mounts that allow
@@ -40,7 +40,7 @@ func (s *Server) deleteBlock(r *http.Request, locator string) error {
 		if !m.allowTrash {
 			continue
 		}
-		err := m.directory.trash(hash, 0)
+		err := m.trash(r.Context(), hash, 0)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 		case err != nil:
@@ -58,7 +58,7 @@ func (s *Server) untrashBlock(r *http.Request, locator string) error {
 		return err
 	}
 	hash := locator[:32]
-	return s.find(hash, (*mount).writable, func(m *mount) error { return m.untrash(hash) })
+	return s.find(hash, (*mount).writable, func(m *mount) error { return m.untrash(r.Context(), hash) })
 }
 
 // serveMounts answers GET /mounts.

@@ -1,14 +1,12 @@
 package keepstore
 
 import (
-	"context"
 	"crypto/md5"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -59,20 +57,6 @@ func (s *Server) serveBlock(w http.ResponseWriter, r *http.Request, locator stri
 		return err
 	}
 	return sendErr
-}
-
-// openVerified opens the copy of a block on this mount and reads it once.
-func (m *mount) openVerified(ctx context.Context, hash string) (*os.File, int64, error) {
-	defer m.lock()()
-	f, size, err := m.open(hash, os.O_RDONLY)
-	if err != nil {
-		return nil, 0, err
-	}
-	if err := verify(ctx, f, size, hash); err != nil {
-		f.Close()
-		return nil, 0, err
-	}
-	return f, size, nil
 }
 
 // putBlock answers PUT.

@@ -24,7 +24,7 @@ func TestConfigFromCluster(t *testing.T) {
 	}
 	want := Config{
 		SystemRootToken: "root", ManagementToken: "manage", BlobSigning: true, BlobSigningKey: "key",
-		BlobSigningTTL: 336 * time.Hour, BlobTrashLifetime: 336 * time.Hour, BlobReplicateConcurrency: 4,
+		BlobSigningTTL: 336 * time.Hour, BlobTrashLifetime: 336 * time.Hour, BlobReplicateConcurrency: 4, BlobDeleteConcurrency: 4,
 		MaxKeepBlobBuffers: 3, RequestTimeout: time.Minute, StorageClassPriority: map[string]int{"hot": 5, "default": 0},
 		Volumes: []VolumeConfig{
 			{UUID: "zzzzz-nyw5e-1", Root: "/a", Serialize: true, Replication: 2, StorageClasses: []string{"hot"}},
@@ -39,7 +39,8 @@ func TestConfigFromCluster(t *testing.T) {
 func TestConfigFromClusterErrors(t *testing.T) {
 	var driver *DriverError
 	_, err := ConfigFromCluster(json.RawMessage(`{"Volumes":{"v":{"Driver":"Azure"}}}`), "")
-	if !errors.As(err, &driver) || err.Error() != "volume v: driver Azure is not supported by this keepstore" {
+	var volume *VolumeError
+	if !errors.As(err, &driver) || !errors.As(err, &volume) || err.Error() != "volume v: driver Azure is not supported by this keepstore" {
 		t.Error(err)
 	}
 	for _, bad := range []string{``, `[]`, `{"Collections":{"BlobSigningTTL":"long"}}`, `{"Volumes":{"v":{"Driver":"Directory","DriverParameters":"x"}}}`} {

@@ -38,6 +38,9 @@ type Config struct {
 	// not worked on.
 	BlobTrashConcurrency     int
 	BlobReplicateConcurrency int
+	// BlobDeleteConcurrency is how many objects of a volume's expired trash are
+	// deleted at a time; 0 means that trash is not emptied at all.
+	BlobDeleteConcurrency int
 
 	// Volumes is where blocks are; at least one.
 	Volumes []VolumeConfig
@@ -65,14 +68,17 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// VolumeConfig is one Directory volume, with access rights of this host
-// (AccessViaHosts) already taken into account.
+// VolumeConfig is one volume, with access rights of this host (AccessViaHosts)
+// already taken into account.
 type VolumeConfig struct {
 	UUID string
-	// Root is the absolute path of an existing directory.
+	// Root is the absolute path of an existing directory: a Directory volume.
 	Root string
-	// Serialize allows one block operation at a time.
-	Serialize              bool
+	// Serialize allows one block operation at a time on a Directory volume.
+	Serialize bool
+	// S3 makes this an S3 volume.
+	S3 *S3Config
+
 	ReadOnly               bool
 	AllowTrashWhenReadOnly bool
 	// Replication is the number of copies one write makes; 0 means 1.

@@ -27,6 +27,9 @@ func (b *lockedBuffer) String() string {
 	return b.buf.String()
 }
 
+// dir is a mount's Directory volume.
+func dir(m *mount) *directory { return m.volume.(*directory) }
+
 func jsonLogger(w io.Writer) *slog.Logger { return slog.New(slog.NewJSONHandler(w, nil)) }
 
 // BenchmarkGet is one 64 MiB block from the page cache through loopback.

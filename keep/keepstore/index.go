@@ -8,17 +8,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 )
 
-// entry is a block as the index shows it.
-type entry struct {
-	hash  string
-	size  int64
-	mtime time.Time
-}
-
-// index calls fn for each block whose hash begins with prefix.
+// index implements volume.
 func (d *directory) index(ctx context.Context, prefix string, fn func(entry) error) error {
 	return d.walk(ctx, prefix, func(dir, name string) error {
 		if len(name) != 32 || !isHex(name) || !strings.HasPrefix(name, prefix) {

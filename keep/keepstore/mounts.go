@@ -18,7 +18,7 @@ import (
 
 // mount is a volume as this server may use it.
 type mount struct {
-	*directory
+	volume
 	uuid        string
 	allowWrite  bool
 	allowTrash  bool
@@ -27,23 +27,8 @@ type mount struct {
 	priority    int
 }
 
-func newMount(cfg *Config, v VolumeConfig) (*mount, error) {
-	if !filepath.IsAbs(v.Root) {
-		return nil, fmt.Errorf("keepstore: volume %s: Root %q is not an absolute path", v.UUID, v.Root)
-	}
-	fi, err := os.Stat(v.Root)
-	if err != nil {
-		return nil, fmt.Errorf("keepstore: volume %s: %w", v.UUID, err)
-	}
-	if !fi.IsDir() {
-		return nil, fmt.Errorf("keepstore: volume %s: Root %s is not a directory", v.UUID, v.Root)
-	}
-	d := &directory{root: v.Root, noSync: cfg.NoSync, ttl: cfg.BlobSigningTTL, lifetime: cfg.BlobTrashLifetime}
-	if v.Serialize {
-		d.serial = new(sync.Mutex)
-	}
+func newMount(cfg *Config, v VolumeConfig, b *buffers) (*mount, error) {
 	m := &mount{
-		directory:   d,
 		uuid:        v.UUID,
 		allowWrite:  !v.ReadOnly,
 		allowTrash:  !v.ReadOnly || v.AllowTrashWhenReadOnly,
@@ -58,7 +43,34 @@ func newMount(cfg *Config, v VolumeConfig) (*mount, error) {
 			m.priority = p
 		}
 	}
+	var err error
+	if v.S3 != nil {
+		m.volume, err = newS3Volume(cfg, v, b)
+	} else {
+		m.volume, err = newDirectory(cfg, v)
+	}
+	if err != nil {
+		return nil, &VolumeError{Volume: v.UUID, Err: err}
+	}
 	return m, nil
+}
+
+func newDirectory(cfg *Config, v VolumeConfig) (*directory, error) {
+	if !filepath.IsAbs(v.Root) {
+		return nil, fmt.Errorf("Root %q is not an absolute path", v.Root)
+	}
+	fi, err := os.Stat(v.Root)
+	if err != nil {
+		return nil, err
+	}
+	if !fi.IsDir() {
+		return nil, fmt.Errorf("Root %s is not a directory", v.Root)
+	}
+	d := &directory{root: v.Root, noSync: cfg.NoSync, ttl: cfg.BlobSigningTTL, lifetime: cfg.BlobTrashLifetime}
+	if v.Serialize {
+		d.serial = new(sync.Mutex)
+	}
+	return d, nil
 }
 
 // probeOrder returns mounts in the order in which a block is looked for, and

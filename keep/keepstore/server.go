@@ -1,4 +1,4 @@
-// Package keepstore serves Keep blocks from directories over HTTP: the server
+// Package keepstore serves Keep blocks from directories and S3 buckets over HTTP: the server
 // side of the Keep protocol, for an embedded cluster and for a block server
 // that lives as long as one container.
 //
@@ -54,18 +54,19 @@ func New(cfg Config) (*Server, error) {
 		log:    cfg.Logger,
 		signer: keep.Signer{Key: cfg.BlobSigningKey, TTL: cfg.BlobSigningTTL},
 	}
+	s.buffers = newBuffers(cfg.MaxKeepBlobBuffers)
 	for _, v := range cfg.Volumes {
-		m, err := newMount(&cfg, v)
+		m, err := newMount(&cfg, v, s.buffers)
 		if err != nil {
+			s.closeVolumes()
 			return nil, err
 		}
 		s.mounts = append(s.mounts, m)
 	}
-	s.buffers = newBuffers(cfg.MaxKeepBlobBuffers)
 	s.limit = limiter{running: make(chan struct{}, cfg.MaxConcurrentRequests), maxQueued: int64(cfg.MaxQueuedRequests)}
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop = stop
-	if cfg.BlobTrash {
+	if cfg.BlobTrash && cfg.BlobDeleteConcurrency > 0 {
 		s.wg.Go(func() { s.tidy(ctx) })
 	}
 	s.trash = newWorklist(ctx, &s.wg, cfg.BlobTrashConcurrency, s.trashOne)
@@ -78,8 +79,15 @@ func New(cfg Config) (*Server, error) {
 func (s *Server) Close() error {
 	s.stop()
 	s.wg.Wait()
-	s.buffers.close()
+	s.closeVolumes()
 	return nil
+}
+
+func (s *Server) closeVolumes() {
+	for _, m := range s.mounts {
+		m.close()
+	}
+	s.buffers.close()
 }
 
 // tidy empties trash now and then.

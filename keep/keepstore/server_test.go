@@ -24,7 +24,8 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m)
+	// The thread that starts children lives as long as the process.
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("crunch-oci/internal/forkthread.serve"))
 }
 
 const (
@@ -48,7 +49,7 @@ func start(t testing.TB, edit func(*Config)) *cluster {
 	cfg := Config{
 		SystemRootToken: rootToken, ManagementToken: mgmtToken,
 		BlobSigningKey: signingKey, BlobSigning: true,
-		BlobTrash: true, BlobTrashLifetime: time.Hour, BlobTrashConcurrency: 2, BlobReplicateConcurrency: 1,
+		BlobTrash: true, BlobTrashLifetime: time.Hour, BlobTrashConcurrency: 2, BlobDeleteConcurrency: 2, BlobReplicateConcurrency: 1,
 		MaxKeepBlobBuffers: 4, NoSync: true,
 		Volumes: []VolumeConfig{{UUID: "zzzzz-nyw5e-000000000000000", Root: t.TempDir()}},
 	}

@@ -20,7 +20,7 @@ import (
 // signature TTL stays, without an error: somebody holds a promise that it is
 // there. If mtime is not zero the block also stays unless that is its time
 // stamp.
-func (d *directory) trash(hash string, mtimeNS int64) error {
+func (d *directory) trash(_ context.Context, hash string, mtimeNS int64) error {
 	defer d.lock()()
 	f, fi, err := d.openLocked(hash)
 	if err != nil {
@@ -38,7 +38,7 @@ func (d *directory) trash(hash string, mtimeNS int64) error {
 }
 
 // untrash brings back the copy of a block with the earliest deadline.
-func (d *directory) untrash(hash string) error {
+func (d *directory) untrash(_ context.Context, hash string) error {
 	defer d.lock()()
 	found, err := filepath.Glob(d.path(hash) + ".trash.*")
 	if err != nil {
@@ -82,6 +82,8 @@ func trashExpired(name string, now time.Time) bool {
 	n, err := strconv.ParseInt(deadline, 10, 64)
 	return err == nil && n <= now.Unix()
 }
+
+func (d *directory) close() {}
 
 // deviceID tells volumes on the same storage apart from others: the UUID of
 // the file system and the path in it, or host name and path where no UUID is

@@ -66,7 +66,7 @@ func TestReadFallsBackToOtherMount(t *testing.T) {
 			c := twoVolumes(t, nil)
 			signed := c.put(data) // class a and b: both mounts
 			first := probeOrder(c.srv.mounts, md5hex(data))[0]
-			if err := spoil(first.path(md5hex(data))); err != nil {
+			if err := spoil(dir(first).path(md5hex(data))); err != nil {
 				t.Fatal(err)
 			}
 			c.want(c.do("GET", "/"+signed, userToken, nil), 200, "foo")
@@ -124,7 +124,7 @@ func TestStorageClasses(t *testing.T) {
 	c.put(data)
 	copies := 0
 	for _, m := range c.srv.mounts {
-		if _, err := os.Stat(m.path(md5hex(data))); err == nil {
+		if _, err := os.Stat(dir(m).path(md5hex(data))); err == nil {
 			copies++
 		}
 	}
@@ -139,7 +139,7 @@ func TestWriteFallsBackToOtherMount(t *testing.T) {
 	data := []byte("fallback")
 	first := probeOrder(c.srv.mounts, md5hex(data))[0]
 	// A file where the block directory should be.
-	if err := os.WriteFile(filepath.Join(first.root, md5hex(data)[:3]), nil, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir(first).root, md5hex(data)[:3]), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	signed := c.put(data)

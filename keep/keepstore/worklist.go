@@ -113,7 +113,7 @@ func (s *Server) putPull(r *http.Request) error {
 	return nil
 }
 
-func (s *Server) trashOne(_ context.Context, item trashItem) {
+func (s *Server) trashOne(ctx context.Context, item trashItem) {
 	ref, err := parseLocator(item.Locator)
 	if err != nil || !s.cfg.BlobTrash {
 		return
@@ -122,7 +122,7 @@ func (s *Server) trashOne(_ context.Context, item trashItem) {
 		if !m.allowTrash || item.MountUUID != "" && item.MountUUID != m.uuid {
 			continue
 		}
-		if err := m.directory.trash(ref.Hash, item.BlockMtime); err != nil {
+		if err := m.trash(ctx, ref.Hash, item.BlockMtime); err != nil {
 			s.log.Error("trash", "mount", m.uuid, "block", ref.Hash, "error", err.Error())
 		}
 	}

@@ -52,8 +52,8 @@ func (j *Job) startKeepstore(ctx, stop context.Context, api *arvados.Client, cle
 		k.say("not starting a local keepstore process: invalid value for Containers.LocalKeepLogsToContainerLog: %q", cluster.Containers.LocalKeepLogsToContainerLog)
 		return k
 	}
-	var unsupported *keepstore.DriverError
-	if _, err := keepstore.ConfigFromCluster(raw, ""); errors.As(err, &unsupported) {
+	var unusable *keepstore.VolumeError
+	if _, err := keepstore.ConfigFromCluster(raw, ""); errors.As(err, &unusable) {
 		k.say("%v; using the cluster's keep services", err)
 		return k
 	}
