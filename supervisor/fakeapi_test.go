@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -70,7 +71,7 @@ func startAPI(w *world) *fakeAPI {
 func (a *fakeAPI) client(tb testing.TB) *arvados.Client {
 	tb.Helper()
 	c, err := arvados.NewClient(arvados.Config{
-		Host: strings.TrimPrefix(a.URL, "https://"), Token: dispatcherToken, Insecure: true, Clock: &idleClock{},
+		Host: strings.TrimPrefix(a.URL, "https://"), Token: dispatcherToken, Insecure: true, Clock: newIdleClock(),
 	})
 	if err != nil {
 		tb.Fatal(err)
@@ -83,6 +84,15 @@ type idleClock struct {
 	mu  sync.Mutex
 	now time.Time
 }
+
+// newIdleClock begins a year after the one before: what the client remembers of a
+// server, which is known by its address, and when, must be long past when another
+// server gets the same port.
+func newIdleClock() *idleClock {
+	return &idleClock{now: time.Time{}.AddDate(int(idleClocks.Add(1)), 0, 0)}
+}
+
+var idleClocks atomic.Int32
 
 func (c *idleClock) Now() time.Time {
 	c.mu.Lock()
