@@ -27,11 +27,17 @@ type Confinement struct {
 	// that of the file systems that are made for it (/dev, /dev/shm, ...); "" is
 	// none.
 	SELinuxLabel, SELinuxMountLabel string
+	// Init makes a small init (package reaper) the first process, and the command
+	// its child.
+	Init bool
 	// IDs are the host's ids of the container's user namespace; the zero value is
 	// none. The root directory must belong to them (imagestore.MountMappedRootfs),
 	// and what leads to it must be open to the first of them.
 	IDs idmap.Range
 }
+
+// wantsInit is the annotation of a container with Confinement.Init.
+const wantsInit = "crunch-oci.init"
 
 // withConfinement sets what the site asks for.
 func withConfinement(c Confinement) Edit {
@@ -47,6 +53,12 @@ func withConfinement(c Confinement) Edit {
 			limits := slices.Clone(spec.Process.Rlimits)
 			limits = slices.DeleteFunc(limits, func(o specs.POSIXRlimit) bool { return o.Type == l.Type })
 			spec.Process.Rlimits = append(limits, l)
+		}
+		if c.Init {
+			if spec.Annotations == nil {
+				spec.Annotations = make(map[string]string)
+			}
+			spec.Annotations[wantsInit] = "on"
 		}
 		spec.Process.ApparmorProfile = c.AppArmorProfile
 		spec.Process.SelinuxLabel = c.SELinuxLabel

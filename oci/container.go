@@ -24,6 +24,7 @@ type Container struct {
 	ctr      *libct.Container
 	cgroup   *cgroups.Cgroup
 	ids      idmap.Range // of its user namespace
+	init     bool        // the first process is not the command, but its parent
 	warnings []string
 	tidy     undo.Stack
 	lifeline *os.File

@@ -77,7 +77,7 @@ func (r *Runtime) Create(ctx context.Context, id, bundleDir string, stdio Stdio)
 	if err != nil {
 		return nil, fmt.Errorf("create container: %w", err)
 	}
-	c := &Container{id: id, command: spec.Process.Args[0], ids: idsOf(spec), ended: make(chan struct{})}
+	c := &Container{id: id, command: spec.Process.Args[0], ids: idsOf(spec), init: spec.Annotations[wantsInit] != "", ended: make(chan struct{})}
 	c.warnings = dropUnenforceable(spec, features)
 
 	if _, err := os.Lstat(filepath.Join(r.StateDir, id)); err == nil {

@@ -15,6 +15,7 @@ import (
 	"crunch-oci/internal/forkthread"
 	"crunch-oci/internal/idmap"
 	"crunch-oci/oci/internal/libct"
+	"crunch-oci/oci/internal/reaper"
 )
 
 // prepare makes the container's state directory and cgroup.
@@ -58,10 +59,20 @@ func (c *Container) startInit(ctx context.Context, stateDir string, stdio Stdio)
 	c.lifeline = ours
 	c.tidy.Add("close lifeline", func(context.Context) error { return ignoreClosed(ours.Close()) })
 
+	var first *os.File
+	if c.init {
+		if first, err = reaper.Open(); err != nil {
+			return err
+		}
+		defer first.Close()
+		if _, err := ours.Write([]byte{libct.WithReaper}); err != nil {
+			return fmt.Errorf("write to the lifeline: %w", err)
+		}
+	}
 	// Closing the lifeline ends an init that is still setting things up, and
 	// with it the call below.
 	stop := context.AfterFunc(ctx, func() { ours.Close() })
-	forkthread.Do(func() { err = c.ctr.Start(stdio.Stdin, stdio.Stdout, stdio.Stderr, theirs) })
+	forkthread.Do(func() { err = c.ctr.Start(stdio.Stdin, stdio.Stdout, stdio.Stderr, theirs, first) })
 	if err != nil {
 		if !stop() {
 			return context.Cause(ctx)

@@ -21,6 +21,8 @@ type Confinement struct {
 	// UserNamespaceFirst and UserNamespaceCount are the host's user and group ids
 	// that containers get for theirs; a count of 0 means no user namespace.
 	UserNamespaceFirst, UserNamespaceCount uint32
+	// Init makes a small init the first process of containers.
+	Init bool
 	// Umask is the file mode creation mask of commands.
 	Umask uint32
 	// Ulimits are resource limits other than the usual ones.
@@ -64,6 +66,12 @@ var userNamespaceSetting = setting{
 		}
 		return fmt.Sprintf("%d:%d", s.UserNamespaceFirst, s.UserNamespaceCount)
 	},
+}
+
+var initSetting = setting{
+	"init", "whether a small init is the first process of containers, which reaps processes and passes signals on to the command: on or off", "off",
+	func(s *Site, text string) (err error) { s.Init, err = parseSwitch(text); return },
+	func(s *Site) string { return showSwitch(s.Init) },
 }
 
 var noNewPrivilegesSetting = setting{

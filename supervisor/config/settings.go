@@ -148,6 +148,7 @@ var settings = []setting{
 		func(s *Site, text string) (err error) { s.Seccomp, err = parseSwitch(text); return },
 		func(s *Site) string { return showSwitch(s.Seccomp) },
 	},
+	initSetting,
 	userNamespaceSetting,
 	noNewPrivilegesSetting,
 	appArmorSetting,

@@ -188,11 +188,11 @@ func TestEmptySiteFiles(t *testing.T) {
 // What Describe shows can be put into a site file.
 func TestDescribeRoundTrip(t *testing.T) {
 	first, err := Load(Sources{DefaultFile: "/nonexistent", Lookup: env("CRUNCH_RUN_KEEP_MOUNT=a b", "CRUNCH_RUN_CGROUP_BASE=/x/y", "CRUNCH_RUN_SECCOMP=no", "CRUNCH_RUN_STORE_BUDGET=1500MB",
-		"CRUNCH_RUN_USER_NAMESPACE=200000:70000", "CRUNCH_RUN_UMASK=7", "CRUNCH_RUN_ULIMITS=core=0 memlock=1:unlimited", "CRUNCH_RUN_SHM_SIZE=1GB", "CRUNCH_RUN_SELINUX_LABEL=u:r:t:s0:c1,c2", "CRUNCH_RUN_APPARMOR_PROFILE=lab", "CRUNCH_RUN_NO_NEW_PRIVILEGES=on")})
+		"CRUNCH_RUN_USER_NAMESPACE=200000:70000", "CRUNCH_RUN_INIT=on", "CRUNCH_RUN_UMASK=7", "CRUNCH_RUN_ULIMITS=core=0 memlock=1:unlimited", "CRUNCH_RUN_SHM_SIZE=1GB", "CRUNCH_RUN_SELINUX_LABEL=u:r:t:s0:c1,c2", "CRUNCH_RUN_APPARMOR_PROFILE=lab", "CRUNCH_RUN_NO_NEW_PRIVILEGES=on")})
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Confinement{UserNamespaceFirst: 200000, UserNamespaceCount: 70000, NoNewPrivileges: true, AppArmorProfile: "lab", SELinuxLabel: "u:r:t:s0:c1,c2", Umask: 7, ShmSize: 1e9,
+	want := Confinement{Init: true, UserNamespaceFirst: 200000, UserNamespaceCount: 70000, NoNewPrivileges: true, AppArmorProfile: "lab", SELinuxLabel: "u:r:t:s0:c1,c2", Umask: 7, ShmSize: 1e9,
 		Ulimits: []Ulimit{{"core", 0, 0}, {"memlock", 1, math.MaxUint64}}}
 	if !reflect.DeepEqual(first.Confinement, want) {
 		t.Errorf("%+v", first.Confinement)

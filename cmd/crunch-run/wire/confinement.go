@@ -25,7 +25,7 @@ func (j Job) limits(warn func(format string, args ...any)) (supervisor.Limits, e
 // confinement translates the site's settings for containers.
 func confinement(s config.Site, warn func(format string, args ...any)) (oci.Confinement, error) {
 	umask := s.Umask
-	c := oci.Confinement{Umask: &umask, SELinuxLabel: s.SELinuxLabel, SELinuxMountLabel: s.SELinuxMountLabel}
+	c := oci.Confinement{Init: s.Init, Umask: &umask, SELinuxLabel: s.SELinuxLabel, SELinuxMountLabel: s.SELinuxMountLabel}
 	c.IDs = idmap.Range{First: s.UserNamespaceFirst, Count: s.UserNamespaceCount}
 	for _, l := range s.Ulimits {
 		c.Ulimits = append(c.Ulimits, specs.POSIXRlimit{Type: "RLIMIT_" + strings.ToUpper(l.Name), Soft: l.Soft, Hard: l.Hard})

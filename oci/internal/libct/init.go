@@ -14,6 +14,21 @@ import (
 // first of Process.ExtraFiles.
 const lifelineFd = 3
 
+// reaperFd is where it finds the program that is executed in place of the command,
+// if there is one: the second of Process.ExtraFiles.
+const reaperFd = 4
+
+// WithReaper is written to the creator's end of the lifeline, before the container
+// is started, if there is a reaper.
+const WithReaper = 'i'
+
+// hasReaper looks for WithReaper, which is there already or never will be.
+func hasReaper() bool {
+	var b [1]byte
+	n, _, err := unix.Recvfrom(lifelineFd, b[:], unix.MSG_DONTWAIT)
+	return err == nil && n == 1 && b[0] == WithReaper
+}
+
 // IsInit tells whether this process was started by libcontainer to become a
 // container's init. The variable is checked as well, so that a user who types
 // the word is not answered by a crash.
@@ -70,7 +85,11 @@ func attach() error {
 	if t, err := unix.GetsockoptInt(lifelineFd, unix.SOL_SOCKET, unix.SO_TYPE); err != nil || t != unix.SOCK_STREAM {
 		return fmt.Errorf("descriptor %d is not the lifeline to the creator of the container", lifelineFd)
 	}
-	if _, err := unix.FcntlInt(lifelineFd, unix.F_SETFD, unix.FD_CLOEXEC); err != nil {
+	closed := lifelineFd
+	if !enters && hasReaper() {
+		closed = reaperFd // the reaper gets the lifeline, and the command neither
+	}
+	if _, err := unix.FcntlInt(uintptr(closed), unix.F_SETFD, unix.FD_CLOEXEC); err != nil {
 		return os.NewSyscallError("fcntl(F_SETFD)", err)
 	}
 	// libcontainer reports here what it cannot report otherwise, first of all

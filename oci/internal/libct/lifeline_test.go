@@ -88,7 +88,7 @@ func newFilteredContainer(t *testing.T, filter *specs.LinuxSeccomp, args ...stri
 	}
 	theirs := os.NewFile(uintptr(fds[1]), "theirs")
 	defer theirs.Close()
-	forkthread.Do(func() { err = c.Start(nil, nil, nil, theirs) })
+	forkthread.Do(func() { err = c.Start(nil, nil, nil, theirs, nil) })
 	if err != nil {
 		t.Fatal(err)
 	}
