@@ -129,6 +129,14 @@ func TestLocalKeepstore(t *testing.T) {
 			section(section(c, "Volumes"), "local-nyw5e-000000000000000")["Driver"] = "Azure"
 		},
 			"volume local-nyw5e-000000000000000: driver Azure is not supported by this keepstore; using the cluster's keep services\n"},
+		"parameters that cannot be": {func(c map[string]any) {
+			v := section(section(c, "Volumes"), "local-nyw5e-000000000000000")
+			v["Driver"], v["DriverParameters"] = "S3", map[string]any{"Region": "us-east-1"}
+		}, "volume local-nyw5e-000000000000000: DriverParameters: Bucket is empty; using the cluster's keep services\n"},
+		"a bucket that cannot be reached": {func(c map[string]any) {
+			v := section(section(c, "Volumes"), "local-nyw5e-000000000000000")
+			v["Driver"], v["DriverParameters"] = "S3", map[string]any{"Bucket": "blocks", "Endpoint": "http://127.0.0.1:1", "AccessKeyID": "k", "SecretAccessKey": "hush"}
+		}, "crunch-run keepstore: volume local-nyw5e-000000000000000: S3 list blocks/ at 127.0.0.1:1: "},
 		"a volume that is not here": {func(c map[string]any) {
 			section(section(section(c, "Volumes"), "local-nyw5e-000000000000000"), "DriverParameters")["Root"] = "/nowhere"
 		}, "not using a local keepstore process: keepstore child process exited; using the cluster's keep services\n"},
@@ -141,6 +149,8 @@ func TestLocalKeepstore(t *testing.T) {
 			record := c.finished(t, n, start(t, uuid, tt.edit), uuid, 0, arvados.StateComplete)
 			if log := c.log(t, record, "crunch-run.txt"); !strings.Contains(log, tt.said) {
 				t.Errorf("%q is not in the log:\n%s", tt.said, log)
+			} else if strings.Contains(log, "hush") {
+				t.Errorf("a secret is in the log:\n%s", log)
 			}
 			if out := stamped(t, c.log(t, record, "stdout.txt")); out != "A" {
 				t.Errorf("stdout %q", out)

@@ -24,6 +24,9 @@ func (s *Server) serveBlock(w http.ResponseWriter, r *http.Request, locator stri
 	if err != nil {
 		return err
 	}
+	if ref.Remote && !ref.Signed {
+		return s.serveRemote(w, r, ref)
+	}
 	if err := s.checkSignature(r, ref); err != nil {
 		return err
 	}

@@ -58,6 +58,7 @@ type clusterConfig struct {
 		BlobTrash                                                             bool
 		BlobTrashConcurrency, BlobDeleteConcurrency, BlobReplicateConcurrency int
 	}
+	RemoteClusters map[string]RemoteCluster
 	StorageClasses map[string]struct{ Priority int }
 	Volumes        map[string]clusterVolume
 }
@@ -95,6 +96,7 @@ func ConfigFromCluster(cluster json.RawMessage, internalURL string) (Config, err
 		BlobTrashCheckInterval: time.Duration(c.Collections.BlobTrashCheckInterval),
 		BlobTrashConcurrency:   c.Collections.BlobTrashConcurrency, BlobReplicateConcurrency: c.Collections.BlobReplicateConcurrency,
 		BlobDeleteConcurrency: c.Collections.BlobDeleteConcurrency,
+		RemoteClusters:        c.RemoteClusters,
 		StorageClassPriority:  make(map[string]int),
 		MaxKeepBlobBuffers:    c.API.MaxKeepBlobBuffers, MaxConcurrentRequests: c.API.MaxConcurrentRequests,
 		MaxQueuedRequests: c.API.MaxQueuedRequests, RequestTimeout: time.Duration(c.API.RequestTimeout),

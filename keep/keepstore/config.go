@@ -42,6 +42,10 @@ type Config struct {
 	// deleted at a time; 0 means that trash is not emptied at all.
 	BlobDeleteConcurrency int
 
+	// RemoteClusters are those whose blocks are fetched for clients, by cluster
+	// id of five characters.
+	RemoteClusters map[string]RemoteCluster
+
 	// Volumes is where blocks are; at least one.
 	Volumes []VolumeConfig
 	// StorageClassPriority orders volumes: the one whose classes have the

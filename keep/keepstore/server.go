@@ -35,6 +35,7 @@ type Server struct {
 	metrics metrics
 	trash   *worklist[trashItem]
 	pull    *worklist[pullItem]
+	remotes map[string]*remote // by cluster id
 
 	stop context.CancelFunc
 	wg   sync.WaitGroup
@@ -53,6 +54,10 @@ func New(cfg Config) (*Server, error) {
 		cfg:    cfg,
 		log:    cfg.Logger,
 		signer: keep.Signer{Key: cfg.BlobSigningKey, TTL: cfg.BlobSigningTTL},
+	}
+	var err error
+	if s.remotes, err = newRemotes(cfg.RemoteClusters); err != nil {
+		return nil, err
 	}
 	s.buffers = newBuffers(cfg.MaxKeepBlobBuffers)
 	for _, v := range cfg.Volumes {
@@ -86,6 +91,9 @@ func (s *Server) Close() error {
 func (s *Server) closeVolumes() {
 	for _, m := range s.mounts {
 		m.close()
+	}
+	for _, r := range s.remotes {
+		r.http.CloseIdleConnections()
 	}
 	s.buffers.close()
 }
@@ -229,7 +237,13 @@ func sendError(w http.ResponseWriter, err error) {
 	h.Set("Content-Type", "text/plain; charset=utf-8")
 	h.Del("Content-Length")
 	w.WriteHeader(se.status)
-	fmt.Fprintln(w, se.text)
+	fmt.Fprintln(w, oneLine(se.text))
+}
+
+// oneLine makes a text fit for the body of an error reply, and not too long.
+func oneLine(s string) string {
+	const most = 1000
+	return strings.Join(strings.Fields(s[:min(len(s), most)]), " ")
 }
 
 // setCORS adds the headers that browsers ask for, as seen in captures.
