@@ -44,6 +44,27 @@ func TestLinesOfHelpersBecomeMessages(t *testing.T) {
 	}
 }
 
+// What ended a process is often its last line, without an end.
+func TestStreamFilterEnds(t *testing.T) {
+	for name, end := range map[string]func(l *Log, s *Stream){
+		"file": func(_ *Log, s *Stream) { _ = s.Close() },
+		"log":  func(l *Log, _ *Stream) { _, _ = l.Final(t.Context(), "Complete") },
+	} {
+		l, tree, _, _ := newTestLog(t, Config{Now: ticking()})
+		l.Hide("abcdefghijklmnop")
+		s, err := l.Stream("keepstore.txt", StreamOptions{Redact: true, Filter: func(w io.Writer) io.WriteCloser { return &KeepstoreFilter{W: w} }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(s, "{\"msg\":\"request\"}\nfatal: abcdefgh")
+		io.WriteString(s, "ijklmnop")
+		end(l, s)
+		if got := tree.file("keepstore.txt"); got != "fatal: (hidden)" {
+			t.Errorf("end of the %s: %q", name, got)
+		}
+	}
+}
+
 func TestStreamCopies(t *testing.T) {
 	l, tree, _, stderr := newTestLog(t, Config{Now: ticking()})
 	var tee strings.Builder

@@ -15,6 +15,9 @@ type StreamOptions struct {
 	// Redact takes secrets out of every line, which is then passed on only when
 	// it is whole. Not for what users' programs write.
 	Redact bool
+	// Filter makes what stands before the file, and passes on to w what is for
+	// the file. It is closed before the file ends.
+	Filter func(w io.Writer) io.WriteCloser
 	// Tee gets the bytes as they come, before the file does. Mirror gets what
 	// the file gets, stamps included. Their errors are ignored: a terminal that
 	// has gone must not cost a line of the log.
@@ -34,6 +37,8 @@ type Stream struct {
 	// redact is nil, or takes secrets out of a line.
 	redact func(string) string
 	whole  lines // for redact
+	// filter is nil, or stands before redact.
+	filter io.WriteCloser
 
 	end     sync.Once
 	closing chan struct{} // closed by Close
@@ -72,6 +77,9 @@ func (l *Log) Stream(name string, o StreamOptions) (*Stream, error) {
 	if o.Redact {
 		s.redact = l.Redact
 	}
+	if o.Filter != nil {
+		s.filter = o.Filter(writerFunc(s.accept))
+	}
 	l.streams[name] = s
 	return s, nil
 }
@@ -96,12 +104,11 @@ func (s *Stream) Write(p []byte) (int, error) {
 	if s.tee != nil {
 		s.tee.Write(p) //nolint:errcheck // see StreamOptions
 	}
-	n, err := len(p), error(nil)
-	if s.redact != nil {
-		s.whole.write(p, func(piece []byte, _ bool) { err = errors.Join(err, s.putRedacted(piece)) })
-	} else {
-		n, err = s.pass(p)
+	accept := s.accept
+	if s.filter != nil {
+		accept = s.filter.Write
 	}
+	n, err := accept(p)
 	if err != nil {
 		err = fmt.Errorf("write to log file %s: %w", s.name, err)
 		if s.failed == nil {
@@ -110,6 +117,20 @@ func (s *Stream) Write(p []byte) (int, error) {
 	}
 	return n, err
 }
+
+// accept takes what is for the file.
+func (s *Stream) accept(p []byte) (int, error) {
+	if s.redact == nil {
+		return s.pass(p)
+	}
+	var err error
+	s.whole.write(p, func(piece []byte, _ bool) { err = errors.Join(err, s.putRedacted(piece)) })
+	return len(p), err
+}
+
+type writerFunc func(p []byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
 // pass appends p with time stamps, if the file has them.
 func (s *Stream) pass(p []byte) (int, error) {
@@ -129,6 +150,11 @@ func (s *Stream) putRedacted(line []byte) error {
 
 // flush passes on an unterminated last line.
 func (s *Stream) flush() {
+	if s.filter != nil {
+		if err := s.filter.Close(); err != nil && s.failed == nil {
+			s.failed = err
+		}
+	}
 	s.whole.rest(func(piece []byte, _ bool) {
 		if err := s.putRedacted(piece); err != nil && s.failed == nil {
 			s.failed = err

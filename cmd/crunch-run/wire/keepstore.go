@@ -169,15 +169,15 @@ func (k *localKeepstore) report(log *joblog.Log) error {
 		return nil
 	}
 	log.Printf("using local keepstore process (pid %d) at %s, writing logs to keepstore.txt in log collection", k.server.PID(), k.server.URL())
-	file, err := log.Stream("keepstore.txt", joblog.StreamOptions{Redact: true})
+	options := joblog.StreamOptions{Redact: true}
+	if k.logs == joblog.KeepstoreErrors {
+		options.Filter = func(w io.Writer) io.WriteCloser { return &joblog.KeepstoreFilter{W: w} }
+	}
+	file, err := log.Stream("keepstore.txt", options)
 	if err != nil {
 		return err
 	}
-	if k.logs == joblog.KeepstoreErrors {
-		k.output.sendTo(&joblog.KeepstoreFilter{W: file})
-	} else {
-		k.output.sendTo(file)
-	}
+	k.output.sendTo(file)
 	return nil
 }
 
