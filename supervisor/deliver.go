@@ -198,6 +198,9 @@ func mayPass(err error) bool {
 	if errors.As(err, &fromAPI) {
 		return fromAPI.Temporary() || fromAPI.Status == 0
 	}
+	if errors.Is(err, errNotStored) {
+		return true
+	}
 	var fromKeep *keep.ServiceError
 	return errors.As(err, &fromKeep) && fromKeep.Temporary()
 }

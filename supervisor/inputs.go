@@ -71,7 +71,7 @@ func (r *run) trySetUpMounts(ctx context.Context) error {
 	if err := plan.CheckInputs(ctx, r.inputs.from); err != nil {
 		return err
 	}
-	return plan.StageOutput(ctx, r.inputs.from)
+	return r.stageOutput(ctx)
 }
 
 // startMount starts the FUSE server, unless nothing would be mounted from it.

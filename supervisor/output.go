@@ -69,6 +69,7 @@ func (r *run) captureOnce(ctx context.Context) (manifest string, err error) {
 		HostDir:     r.inputs.plan.OutputDir,
 		OtherBinds:  r.otherBinds(),
 		Collections: r.inputs.from,
+		Live:        r.liveCollection,
 		Blocks:      r.account.Localizer(),
 		Log:         r.Log,
 	}, out)

@@ -38,10 +38,10 @@ func (r *run) openStreams(ctx context.Context) (*streams, error) {
 	s := new(streams)
 	var err error
 	if s.stdio.Stdin, err = r.openStdin(ctx, s); err == nil {
-		s.stdio.Stdout, err = r.openOutput(s, "stdout")
+		s.stdio.Stdout, err = r.openOutput(ctx, s, "stdout")
 	}
 	if err == nil {
-		s.stdio.Stderr, err = r.openOutput(s, "stderr")
+		s.stdio.Stderr, err = r.openOutput(ctx, s, "stderr")
 	}
 	if err != nil {
 		return nil, errors.Join(err, s.close(ctx))
@@ -58,13 +58,13 @@ type outputCopy struct {
 
 // openOutput connects the stream called name to the log collection, or to a file
 // in the output directory, and returns the container's end.
-func (r *run) openOutput(s *streams, name string) (*os.File, error) {
+func (r *run) openOutput(ctx context.Context, s *streams, name string) (*os.File, error) {
 	file := r.inputs.plan.Stdout
 	if name == "stderr" {
 		file = r.inputs.plan.Stderr
 	}
 	if file != nil {
-		f, err := r.inputs.plan.CreateOutputFile(file)
+		f, err := r.createOutputFile(ctx, file)
 		if err != nil {
 			return nil, cancelled(err)
 		}

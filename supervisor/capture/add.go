@@ -131,7 +131,7 @@ func (s *scan) addCollection(ctx context.Context, p place, target string, m arva
 
 func (s *scan) live(ctx context.Context, target string) (*keep.Collection, error) {
 	if s.Live == nil {
-		return nil, fmt.Errorf("cannot read the collection at %q: new collections are not supported yet", target)
+		return nil, fmt.Errorf("cannot read the collection at %q: there is no way to it", target)
 	}
 	coll, ok := s.collections[target]
 	if !ok {

@@ -8,7 +8,9 @@
 // Plan.CheckInputs asks whether every collection and path exists, and
 // Plan.StageOutput copies into the output directory what the container may
 // change there. Content of collections comes through the Inputs interface,
-// never through the FUSE mount, so that the supervisor does not touch it.
+// never through the FUSE mount. Only if the output is a new collection, staging
+// writes to the mount, and the caller sees to it that a server that does not
+// answer hangs nothing.
 package mounts
 
 import (
@@ -112,6 +114,17 @@ type input struct {
 // NeedsKeepMount reports whether anything is bound from the FUSE mount.
 func (p *Plan) NeedsKeepMount() bool {
 	return slices.ContainsFunc(p.Binds, func(b Bind) bool { return b.Kind == BindCollection })
+}
+
+// NewCollectionAt returns the directory in the FUSE mount of the new collection
+// that is mounted at target.
+func (p *Plan) NewCollectionAt(target string) (dir string, ok bool) {
+	for _, b := range p.Binds {
+		if b.Target == target && b.Kind == BindCollection && filepath.Dir(b.Source) == p.KeepDir {
+			return b.Source, true
+		}
+	}
+	return "", false
 }
 
 // BindKind says what is behind a Bind.

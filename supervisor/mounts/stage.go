@@ -14,10 +14,6 @@ import (
 	"crunch-oci/internal/hostdir"
 )
 
-// ErrLiveCollection says that the plan needs a new, live collection in the FUSE
-// mount, which this version cannot provide.
-var ErrLiveCollection = errors.New("collection mounts without portable_data_hash or uuid are not supported yet; use a mount of kind tmp")
-
 // Modes of mounts-and-output.md section 5, set exactly, whatever the umask.
 // With a user other than root in the container they are what makes writing
 // possible; the run directory around them is private.
@@ -32,11 +28,6 @@ const (
 // directory, which must exist. Whoever made the run directory removes what is
 // in it, also after an error.
 func (p *Plan) Prepare() error {
-	for _, b := range p.Binds {
-		if b.Kind == BindCollection && filepath.Dir(b.Source) == p.KeepDir {
-			return fmt.Errorf("mount %q: %w", b.Target, ErrLiveCollection)
-		}
-	}
 	run, err := hostdir.Open(p.RunDir)
 	if err != nil {
 		return fmt.Errorf("open run directory: %w", err)
@@ -72,14 +63,12 @@ func (p *Plan) Prepare() error {
 }
 
 // StageOutput copies into the output directory what the container may change
-// there. Later entries replace files of earlier ones.
+// there. Later entries replace files of earlier ones. If the output is a new
+// collection, the FUSE mount must be there.
 func (p *Plan) StageOutput(ctx context.Context, inputs Inputs) error {
 	parents := p.mountPointParents()
 	if len(p.Staged) == 0 && len(parents) == 0 {
 		return nil
-	}
-	if p.OutputIsCollection {
-		return fmt.Errorf("mount %q: %w", p.OutputPath, ErrLiveCollection)
 	}
 	out, err := hostdir.Open(p.OutputDir)
 	if err != nil {
