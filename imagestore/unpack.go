@@ -239,7 +239,7 @@ func (s *Store) unpackLayer(ctx context.Context, c *claim, l archive.Layer, p *m
 		if errors.As(err, &size) && why != nil {
 			return fmt.Errorf("%w: %w", why, err)
 		}
-		return blame(ctx, stream, err)
+		return blame(ctx, io.LimitReader(stream, max(1<<30, 100*l.Size)), err)
 	}
 	f := facts{OpaqueRoot: res.OpaqueRoot, Entries: res.Entries, Bytes: res.Bytes}
 	for _, d := range res.ImplicitDirs {
@@ -258,7 +258,8 @@ func (s *Store) unpackLayer(ctx context.Context, c *claim, l archive.Layer, p *m
 }
 
 // blame decides what a failed layer failed of: damaged bytes make a tar stream
-// say anything, so the rest of it is read to see whether it has its digest.
+// say anything, so the rest of it is read to see whether it has its digest; as
+// much of it as stream gives, which has a bound because a bomb has no end.
 func blame(ctx context.Context, stream io.Reader, err error) error {
 	var entry *layer.EntryError
 	if !errors.As(err, &entry) && !errors.Is(err, layer.ErrMalformed) ||

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -343,6 +344,13 @@ func TestBadTarballs(t *testing.T) {
 		{"manifest.json is no JSON", replace(legacy, "manifest.json", body("nonsense")), archive.Options{}, archive.ErrCorrupt, "manifest.json: invalid character"},
 		{"manifest.json is an object", replace(legacy, "manifest.json", body("{}")), archive.Options{}, archive.ErrCorrupt, "manifest.json"},
 		{"manifest.json is empty", replace(legacy, "manifest.json", body("[]")), archive.Options{}, archive.ErrNoImage, "lists none"},
+		{"manifest.json names no configuration", replace(legacy, "manifest.json", body(`[{"Layers":["x"]}]`)), archive.Options{}, archive.ErrCorrupt, "names no configuration for image 1 of 1"},
+		{"manifest.json of a million images", replace(legacy, "manifest.json", body("["+strings.Repeat("{},", 1_000_000)+"{}]")), archive.Options{}, archive.ErrUnsupported, "manifest.json has more than 100000 values"},
+		{"manifest.json nested deeply", replace(legacy, "manifest.json", body(strings.Repeat("[", 50_000))), archive.Options{}, archive.ErrCorrupt, "exceeded max depth"},
+		{"manifest.json is huge", replace(legacy, "manifest.json", body(`["`+strings.Repeat("x", 9<<20)+`"]`)), archive.Options{}, archive.ErrUnsupported, "documents have at most"},
+		{"manifest.json twice in one", replace(legacy, "manifest.json", func(e Entry) []Entry { return []Entry{File(e.Header.Name, string(e.Body)+string(e.Body))} }), archive.Options{}, archive.ErrCorrupt, "after top-level value"},
+		{"a configuration of a million layers", Tar(t, File("c", `{"rootfs":{"diff_ids":[`+strings.Repeat(`"",`, 1_000_000)+`""]}}`), File("manifest.json", `[{"Config":"c","Layers":["l"]}]`)), archive.Options{}, archive.ErrUnsupported, "c has more than 100000 values"},
+		{"names of a megabyte", Tar(t, slices.Repeat([]Entry{File(strings.Repeat("n/", 300_000)+"n", "")}, 60)...), archive.Options{}, archive.ErrUnsupported, "in the names of its members"},
 		{"configuration missing", replace(legacy, config+".json", drop), archive.Options{}, archive.ErrCorrupt, config + ".json is missing"},
 		{"configuration changed", replace(legacy, config+".json", body(string(m.RawConfig())+" ")), archive.Options{}, archive.ErrCorrupt, "has the digest"},
 		{"layer missing", replace(legacy, "/layer.tar", drop), archive.Options{}, archive.ErrCorrupt, "layer 1 of 3"},
@@ -382,6 +390,63 @@ func TestBadTarballs(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A million commas in a string are one value.
+func TestLongStringsAreOneValue(t *testing.T) {
+	m := sample(t)
+	m.Config.Labels = map[string]string{"data": strings.Repeat(`,[{"\\`, 200_000)}
+	if _, err := open(t, Tar(t, imagetest.OCI(m)...), archive.Options{WantID: m.ID()}); err != nil {
+		t.Error(err)
+	}
+}
+
+// What is remembered of the members does not hold on to their headers, which may
+// have a megabyte each.
+func TestHeadersAreForgotten(t *testing.T) {
+	const headers, size = 300, 900_000
+	es := imagetest.OCI(sample(t))
+	comment := strings.Repeat("c", size)
+	var buf bytes.Buffer
+	for i := range headers {
+		b := Tar(t, File(fmt.Sprintf("more\xff %d", i), "").Record("comment", comment))
+		buf.Write(b[:len(b)-1024])
+	}
+	buf.Write(Tar(t, es...))
+	b := &lateReader{Reader: bytes.NewReader(buf.Bytes()), late: int64(buf.Len() - len(Tar(t, es...)))}
+	var before, during runtime.MemStats
+	b.then = func() { // all members are known, and remembered
+		runtime.GC()
+		runtime.ReadMemStats(&during)
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	img, err := archive.Open(t.Context(), b, int64(buf.Len()), archive.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	img.Close()
+	if during.HeapAlloc > before.HeapAlloc+headers*size/4 {
+		t.Errorf("%d MiB more in use", (during.HeapAlloc-before.HeapAlloc)>>20)
+	}
+	if during.HeapAlloc == 0 {
+		t.Error("not measured")
+	}
+}
+
+// lateReader calls then once, at the first read from late on.
+type lateReader struct {
+	*bytes.Reader
+	late int64
+	then func()
+}
+
+func (r *lateReader) ReadAt(p []byte, off int64) (int, error) {
+	if off >= r.late && r.then != nil {
+		r.then()
+		r.then = nil
+	}
+	return r.Reader.ReadAt(p, off)
 }
 
 // GNU tar may have stored a layer with holes, if told to.

@@ -31,7 +31,10 @@ func (x *index) dockerImages() ([]candidate, error) {
 		return nil, fmt.Errorf("%w: manifest.json: %w", ErrCorrupt, err)
 	}
 	var out []candidate
-	for _, it := range items {
+	for i, it := range items {
+		if it.Config == "" {
+			return nil, fmt.Errorf("%w: manifest.json names no configuration for image %d of %d", ErrCorrupt, i+1, len(items))
+		}
 		config, err := x.document(it.Config)
 		if err != nil {
 			return nil, err

@@ -14,7 +14,9 @@ import (
 // Bounds on what a tarball may make us remember.
 const (
 	maxEntries  = 200_000   // members of the tarball (not files of the image)
-	maxDocument = 32 << 20  // bytes of one JSON document
+	maxNames    = 32 << 20  // bytes of all their names
+	maxDocument = 8 << 20   // bytes of one JSON document; other programs take 4 MiB
+	maxValues   = 100_000   // of one JSON document; each may take many times its bytes
 	maxRead     = 256 << 20 // bytes of all documents, read again or not
 	maxHops     = 16        // links from a name to the member that holds the data
 	maxLayers   = 500       // what an overlay mount takes (OVL_MAX_STACK)
@@ -41,6 +43,7 @@ func readIndex(ctx context.Context, r io.ReaderAt, size int64) (*index, error) {
 	x := &index{r: r, size: size, members: make(map[string]member)}
 	sr := &headerReader{SectionReader: io.NewSectionReader(r, 0, size)}
 	tr := tar.NewReader(sr)
+	names := 0
 	for n := 0; ; n++ {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -55,6 +58,9 @@ func readIndex(ctx context.Context, r io.ReaderAt, size int64) (*index, error) {
 		}
 		if n >= maxEntries {
 			return nil, fmt.Errorf("%w: more than %d members", ErrUnsupported, maxEntries)
+		}
+		if names += len(h.Name) + len(h.Linkname); names > maxNames {
+			return nil, fmt.Errorf("%w: more than %d bytes in the names of its members", ErrUnsupported, maxNames)
 		}
 		m := member{size: h.Size}
 		if m.off, err = sr.Seek(0, io.SeekCurrent); err != nil {
@@ -118,7 +124,8 @@ func indexError(err error, n int, sr *io.SectionReader, size int64) error {
 	return fmt.Errorf("read image tarball: %w", err)
 }
 
-// inside turns a name into one below the top of the tarball, whatever it says.
+// inside turns a name into one below the top of the tarball, whatever it says. It
+// is a new string, and no part of a header that may have a megabyte.
 func inside(name string) string { return path.Clean("/" + name)[1:] }
 
 // short keeps a name of the tarball fit for an error line.
@@ -177,5 +184,27 @@ func (x *index) document(name string) ([]byte, error) {
 	if _, err := io.ReadFull(io.NewSectionReader(x.r, m.off, m.size), b); err != nil {
 		return nil, fmt.Errorf("read %s of image tarball: %w", short(name), err)
 	}
+	if countValues(b) > maxValues {
+		return nil, fmt.Errorf("%w: %s has more than %d values", ErrUnsupported, short(name), maxValues)
+	}
 	return b, nil
+}
+
+// countValues gives about the number of values in a JSON document: what can be
+// told from its punctuation.
+func countValues(doc []byte) (n int) {
+	inString, escaped := false, false
+	for _, c := range doc {
+		switch {
+		case escaped:
+			escaped = false
+		case inString && c == '\\':
+			escaped = true
+		case c == '"':
+			inString = !inString
+		case !inString && (c == ',' || c == '[' || c == '{'):
+			n++
+		}
+	}
+	return n
 }

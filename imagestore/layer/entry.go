@@ -119,10 +119,16 @@ func (x *extractor) rootEntry(h *tar.Header) error {
 
 // describe takes h as the description of d, to be applied by finish.
 func (x *extractor) describe(d *dirNode, h *tar.Header) error {
-	m, skipped, err := metadataOf(h)
-	x.res.SkippedXattrs += skipped
+	m, err := x.metadata(h)
 	if err != nil {
 		return err
+	}
+	for i, a := range m.xattrs {
+		// A header may have a megabyte, which its strings are parts of.
+		m.xattrs[i] = xattr{strings.Clone(a.name), strings.Clone(a.value)}
+		if x.kept += int64(len(a.name) + len(a.value)); x.kept > maxKept {
+			return fmt.Errorf("%w of %d bytes in the extended attributes of directories", ErrLimit, int64(maxKept))
+		}
 	}
 	d.meta, d.explicit = m, true
 	return nil
@@ -168,8 +174,7 @@ func (x *extractor) make(d *dirNode, base string, f func(dirfd int) error) error
 }
 
 func (x *extractor) symlink(h *tar.Header, d *dirNode, base string) error {
-	m, skipped, err := metadataOf(h)
-	x.res.SkippedXattrs += skipped
+	m, err := x.metadata(h)
 	if err != nil {
 		return err
 	}
@@ -182,8 +187,7 @@ func (x *extractor) symlink(h *tar.Header, d *dirNode, base string) error {
 }
 
 func (x *extractor) special(h *tar.Header, d *dirNode, base string, kind uint32) error {
-	m, skipped, err := metadataOf(h)
-	x.res.SkippedXattrs += skipped
+	m, err := x.metadata(h)
 	if err != nil {
 		return err
 	}
@@ -264,6 +268,6 @@ func (x *extractor) whiteout(d *dirNode, base string) error {
 	if d.whiteouts == nil {
 		d.whiteouts = make(map[string]struct{})
 	}
-	d.whiteouts[base] = struct{}{}
+	d.whiteouts[strings.Clone(base)] = struct{}{} // base is a part of the whole header
 	return nil
 }

@@ -105,7 +105,7 @@ type Options struct {
 	// MaxEntries bounds the files, directories (also implicit ones), links,
 	// devices and whiteouts made. 0 means DefaultMaxEntries.
 	MaxEntries int64
-	// MaxBytes bounds the bytes written as file content. 0 means no bound but
+	// MaxBytes bounds the bytes written as file content and extended attributes. 0 means no bound but
 	// the file system's. Exceeding it is a SizeError, and only what the stream
 	// really holds exceeds it: a header may claim anything.
 	MaxBytes int64
@@ -116,7 +116,8 @@ type Options struct {
 
 // Result tells what a layer held.
 type Result struct {
-	// Entries is the number of things made, Bytes what was written into files.
+	// Entries is the number of things made, Bytes what was written into files
+	// and extended attributes.
 	Entries int64
 	Bytes   int64
 	// OpaqueRoot says that nothing of the lower layers is to be seen. The kernel
@@ -156,6 +157,7 @@ func Extract(ctx context.Context, r io.Reader, dir string, o Options) (Result, e
 	defer t.close()
 	src := &errReader{r: r}
 	x := &extractor{ctx: ctx, tree: t, tr: tar.NewReader(src), opt: o, buf: make([]byte, bufSize)}
+	src.limit = x.idle
 	if err := x.run(); err != nil {
 		// The tar reader turns what the stream says into its own words.
 		if src.err != nil && src.err != io.EOF {
@@ -180,14 +182,38 @@ const bufSize = 256 << 10
 // onlyReader hides everything but Read, so that the buffer given is used.
 type onlyReader struct{ io.Reader }
 
+// maxIdle and idlePerEntry bound the bytes of the stream that become nothing in
+// the file system: headers, padding, the bodies of whiteouts, what follows the
+// end-of-archive marker. A compressed layer of some megabytes could keep a
+// processor busy for days with them.
+const (
+	maxIdle      = 1 << 30
+	idlePerEntry = 64 << 10
+)
+
+// idle fails if n bytes of the stream are more than what has been made of them
+// explains.
+func (x *extractor) idle(n int64) error {
+	if n-x.res.Bytes-x.sparse-x.passed > maxIdle+idlePerEntry*x.res.Entries {
+		return fmt.Errorf("%w of %d bytes that are no content", ErrLimit, int64(maxIdle))
+	}
+	return nil
+}
+
 // errReader remembers what the stream said.
 type errReader struct {
-	r   io.Reader
-	err error
+	r     io.Reader
+	n     int64             // bytes read
+	limit func(int64) error // of n
+	err   error
 }
 
 func (e *errReader) Read(p []byte) (int, error) {
 	n, err := e.r.Read(p)
+	e.n += int64(n)
+	if err == nil {
+		err = e.limit(e.n)
+	}
 	if err != nil {
 		e.err = err
 	}
@@ -204,6 +230,8 @@ type extractor struct {
 	res  Result
 
 	sparse int64 // logical bytes of sparse files so far
+	kept   int64 // bytes of memory for the extended attributes of directories
+	passed int64 // bytes read of a file that is too large
 }
 
 // run makes everything but what finish does.

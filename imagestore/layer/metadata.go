@@ -40,6 +40,29 @@ var foreignXattrs = map[string]bool{
 // is how kernels since 6.7 escape them, and older ones ignore.
 const overlayXattrs = "trusted.overlay."
 
+// maxXattr is the kernel's bound on one value (XATTR_SIZE_MAX).
+const maxXattr = 64 << 10
+
+// maxKept bounds what is remembered of the extended attributes of directories
+// until they are set, in bytes of memory.
+const maxKept = 16 << 20
+
+// metadata is metadataOf, and takes the attributes from the budget: on some file
+// systems they take as much room as content does.
+func (x *extractor) metadata(h *tar.Header) (metadata, error) {
+	m, skipped, err := metadataOf(h)
+	x.res.SkippedXattrs += skipped
+	for _, a := range m.xattrs {
+		if err == nil && len(a.value) > maxXattr {
+			err = fmt.Errorf("%w of what one file can have in extended attributes: %s (%d bytes) does not fit", ErrLimit, printable(a.name), len(a.value))
+		}
+		if err == nil {
+			err = x.spend(len(a.name) + len(a.value))
+		}
+	}
+	return m, err
+}
+
 func metadataOf(h *tar.Header) (m metadata, skippedXattrs int, err error) {
 	// The last identifier means "leave as it is" to chown.
 	if h.Uid < 0 || int64(h.Uid) >= math.MaxUint32 || h.Gid < 0 || int64(h.Gid) >= math.MaxUint32 {

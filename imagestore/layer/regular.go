@@ -12,8 +12,7 @@ import (
 
 // regular makes a file with its content.
 func (x *extractor) regular(h *tar.Header, d *dirNode, base string) error {
-	m, skipped, err := metadataOf(h)
-	x.res.SkippedXattrs += skipped
+	m, err := x.metadata(h)
 	if err != nil {
 		return err
 	}
@@ -74,6 +73,7 @@ func (x *extractor) tooLarge() error {
 	for left := x.opt.MaxBytes - x.res.Bytes; left >= 0; {
 		n, err := x.tr.Read(x.buf)
 		left -= int64(n)
+		x.passed += int64(n)
 		if err == io.EOF {
 			break
 		}

@@ -247,6 +247,7 @@ func (x *extractor) mkdir(d *dirNode, name string) (*dirNode, error) {
 	if err := unix.Mkdirat(fd, name, 0o700); err != nil {
 		return nil, err
 	}
+	name = strings.Clone(name) // it is a part of the whole header, which may be large
 	child := &dirNode{parent: d, name: name, pathLen: pathLen, fd: -1}
 	if d.children == nil {
 		d.children = make(map[string]*dirNode)
