@@ -38,9 +38,15 @@ func (e *StartError) Advice() string { return StartAdvice(e.Reason, e.Command) }
 
 var adviceNeeded = regexp.MustCompile(`(?s)(exec|System error).*(no such file or directory|file not found)`)
 
+// tooLongAdvice is what execve(2) says of its limits.
+const tooLongAdvice = "Possible cause: the arguments and the environment of a program may take 2 MB together, and 128 KiB each of them. Put what is larger into files."
+
 // StartAdvice returns the advice that belongs to a start error's text, or ""
 // (lifecycle.md section 11).
 func StartAdvice(text, command string) string {
+	if strings.Contains(text, "argument list too long") {
+		return tooLongAdvice
+	}
 	if !adviceNeeded.MatchString(text) {
 		return ""
 	}

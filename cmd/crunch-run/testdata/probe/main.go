@@ -22,7 +22,7 @@ import (
 
 func main() {
 	if len(os.Args) < 2 {
-		fail("usage: probe tree|self|as|eat|flood|line|whoami ...")
+		fail("usage: probe tree|self|as|eat|flood|line|deep|hoard|zombies|web|whoami ...")
 	}
 	args := os.Args[2:]
 	switch os.Args[1] {
@@ -65,6 +65,21 @@ func main() {
 		}
 		check(w.WriteByte('\n'))
 		check(w.Flush())
+	case "hoard": // hoard KIND LIMIT: makes so many of a thing at most, says how many, and waits for /out/go
+		hoard(args[0], number(args[1]))
+	case "deep": // deep DIR COUNT: directories in each other, longer than any path can name
+		check(os.Chdir(args[0]))
+		for range number(args[1]) {
+			check(syscall.Mkdir("directory", 0o755))
+			check(syscall.Chdir("directory"))
+		}
+		fmt.Println(args[1])
+	case "zombies": // zombies COUNT: children that nobody waits for
+		for range number(args[0]) {
+			check(exec.Command("/bin/true").Start())
+		}
+		time.Sleep(200 * time.Millisecond)
+		fmt.Println("left", args[0])
 	case "web": // web PORT: serves HTTP, and an echo on the next port
 		web(number(args[0]))
 	case "whoami": // whoami: asks the Arvados API whose token this is
