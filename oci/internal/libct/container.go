@@ -178,9 +178,14 @@ func (c *Container) Destroy() error {
 	return nil
 }
 
+// logLevel is that of logrus.WarnLevel: what OnWarning passes on. Without it the
+// container's init tells each of its steps to a parent that drops them.
+const logLevel = "3"
+
 // newProcess translates the specification's process.
 func newProcess(p *specs.Process) (*libcontainer.Process, error) {
 	lp := &libcontainer.Process{
+		LogLevel:        logLevel,
 		Args:            p.Args,
 		Env:             p.Env,
 		UID:             int(p.User.UID),
