@@ -58,6 +58,10 @@ func newTestServer(t *testing.T, handler http.HandlerFunc, changes ...func(*Conf
 	server.StartTLS()
 	t.Cleanup(server.Close)
 	clock := newFakeClock()
+	// What is remembered of an earlier server with the same port.
+	limiters.mu.Lock()
+	delete(limiters.byHost, strings.TrimPrefix(server.URL, "https://"))
+	limiters.mu.Unlock()
 	cfg := Config{
 		Host:   strings.TrimPrefix(server.URL, "https://"),
 		Token:  dispatcherToken,

@@ -111,6 +111,7 @@ func TestWorkingDirectory(t *testing.T) {
 // What is wrong with the request is told apart from what is wrong with the
 // node, and says what.
 func TestBadRequests(t *testing.T) {
+	link := func(root, to, name string) { must(t, os.Symlink(to, filepath.Join(root, name))) }
 	for _, tc := range []struct {
 		name string
 		edit func(*oci.Request)
@@ -136,6 +137,16 @@ func TestBadRequests(t *testing.T) {
 			r.Mounts = []oci.Mount{{Source: "/tmp", Target: "/x"}, {Source: "/tmp", Target: "/x/"}}
 		}, "two mounts at /x"},
 		{"unknown network", func(r *oci.Request) { r.Network = "bridge" }, "bridge"},
+		{"image's link into /proc", func(r *oci.Request) {
+			link(r.RootfsPath, "/proc/sys", "fw")
+			r.Mounts = []oci.Mount{{Source: os.TempDir(), Target: "/fw/x"}}
+		}, "the image's files are in the way"},
+		{"image's file below a mount", func(r *oci.Request) { r.Mounts = []oci.Mount{{Source: os.TempDir(), Target: "/etc/passwd/x"}} }, "the image's files are in the way"},
+		{"image's file in place of a directory", func(r *oci.Request) { r.Mounts = []oci.Mount{{Source: os.TempDir(), Target: "/etc/passwd"}} }, "the image's files are in the way"},
+		{"image's circular links", func(r *oci.Request) {
+			link(r.RootfsPath, "loop", "loop")
+			r.Mounts = []oci.Mount{{Source: os.TempDir(), Target: "/loop/x"}}
+		}, "the image's files are in the way"},
 		{"host name with a space", func(r *oci.Request) { r.Hostname = "a b" }, "host name"},
 		{"long host name", func(r *oci.Request) { r.Hostname = strings.Repeat("a", 65) }, "64"},
 	} {

@@ -69,5 +69,14 @@ func explain(err error, p *specs.Process) error {
 	if strings.Contains(text, "chdir to cwd") {
 		return badRequest("working directory %q cannot be used: %w", p.Cwd, err)
 	}
+	if m := mountRefused.FindStringSubmatch(text); m != nil {
+		return badRequest("nothing can be mounted at %q, the image's files are in the way: %w", m[1], err)
+	}
 	return err
 }
+
+// mountRefused finds a mount that fails because of what the image has at its
+// place, and not because of the node: there the source is missing, or the kernel
+// says no. A mount point that cannot be made because something is missing, although
+// its parents were made before, lies behind a link into /proc or /sys.
+var mountRefused = regexp.MustCompile(`to rootfs at "([^"]*)".*(create mountpoint for .*: no such file or directory|inside /proc|not a directory|is a directory|too many levels of symbolic links|file exists)$`)
