@@ -22,6 +22,7 @@ func suites() []suite {
 			{pkg: "cgroups", run: "TestVacate|TestOOMKillsAndStats|TestKillForkingGroup|TestFeatures"},
 			{pkg: "imagestore", run: "TestUnpackMountLookup|TestManyLayers|Overlay"},
 			{pkg: "oci", run: "TestStreamsAndExit|TestLimitsAreSet|TestOOMIsReported"},
+			{pkg: "supervisor/stats/kernel", run: "."},
 			{pkg: "cmd/crunch-run", run: "TestSystemdScope/stop,_with_inputs"},
 		}
 	}
@@ -29,6 +30,7 @@ func suites() []suite {
 		{pkg: "cgroups", run: "."},
 		{pkg: "imagestore", run: "."},
 		{pkg: "oci", run: "."},
+		{pkg: "supervisor/stats/kernel", run: "."},
 		{pkg: "cmd/crunch-run", run: "."},
 	}
 }
