@@ -92,7 +92,7 @@ func (r *Runtime) Create(ctx context.Context, id, bundleDir string, stdio Stdio)
 		stop := libct.OnWarning(r.Warn)
 		c.tidy.Add("stop listening to warnings", func(context.Context) error { stop(); return nil })
 	}
-	if err := c.prepare(r.StateDir, spec); err != nil {
+	if err := c.prepare(r.StateDir, bundleDir, spec); err != nil {
 		return nil, err
 	}
 	if err := giveStreams([3]*os.File{stdio.Stdin, stdio.Stdout, stdio.Stderr}, spec.Process.User.UID, c.ids); err != nil {

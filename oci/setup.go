@@ -19,8 +19,12 @@ import (
 )
 
 // prepare makes the container's state directory and cgroup.
-func (c *Container) prepare(stateDir string, spec *specs.Spec) error {
-	ctr, err := libct.New(stateDir, c.id, spec)
+func (c *Container) prepare(stateDir, bundle string, spec *specs.Spec) error {
+	bundle, err := filepath.Abs(bundle)
+	if err != nil {
+		return err
+	}
+	ctr, err := libct.New(stateDir, c.id, bundle, spec)
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,8 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/opencontainers/runc/libcontainer"
@@ -39,14 +41,21 @@ type Container struct {
 	profile *configs.Seccomp
 }
 
-// New prepares a container from a specification with absolute paths. Of the
-// node, only stateDir/id is made; nothing runs yet. Destroy undoes it.
-func New(stateDir, id string, spec *specs.Spec) (*Container, error) {
+// bundleLabel is how libcontainer keeps the bundle's directory.
+const bundleLabel = "bundle="
+
+// New prepares a container from a specification with absolute paths, which comes
+// from the bundle in the directory bundle. Of the node, only stateDir/id is made;
+// nothing runs yet. Destroy undoes it.
+func New(stateDir, id, bundle string, spec *specs.Spec) (*Container, error) {
 	redirectLog()
 	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{CgroupName: id, Spec: spec})
 	if err != nil {
 		return nil, fmt.Errorf("runtime configuration: %w", err)
 	}
+	// Hooks are told of it. libcontainer supposes that it is the working directory.
+	config.Labels = slices.DeleteFunc(config.Labels, func(l string) bool { return strings.HasPrefix(l, bundleLabel) })
+	config.Labels = append(config.Labels, bundleLabel+bundle)
 	// For the first stage of the container's init only: the later stages are
 	// clones, which do not inherit it. See Init.
 	config.ParentDeathSignal = int(unix.SIGKILL)

@@ -48,7 +48,7 @@ func newFilteredContainer(t *testing.T, filter *specs.LinuxSeccomp, args ...stri
 	if err := os.WriteFile(filepath.Join(root, "bin/busybox"), program, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	c, err := New(t.TempDir(), id, &specs.Spec{
+	c, err := New(t.TempDir(), id, t.TempDir(), &specs.Spec{
 		Root:    &specs.Root{Path: root},
 		Process: &specs.Process{Args: args, Cwd: "/", Env: []string{"PATH=/bin"}, User: specs.User{UID: 1000, GID: 1000}},
 		Mounts:  []specs.Mount{{Destination: "/proc", Type: "proc", Source: "proc"}},
