@@ -29,6 +29,15 @@ it as the node's local keepstore; it can be started by hand as well:
   ARVADOS_SERVICE_INTERNAL_URL=http://10.0.0.5:25107 crunch-run keepstore -config /etc/arvados/config.yml
 `
 
+const (
+	// keepstoreHeader bounds the header of a request, in bytes. A token and a
+	// locator are not even 1 KiB.
+	keepstoreHeader = 64 << 10
+	// keepstoreConnections is how many may be open: far more than requests may
+	// be waiting (API.MaxConcurrentRequests and MaxQueuedRequests).
+	keepstoreConnections = 1024
+)
+
 // keepstoreGrace bounds how long requests may go on when the server is stopped.
 const keepstoreGrace = 10 * time.Second
 
@@ -80,7 +89,9 @@ func serveKeepstore(ctx context.Context, path string, stdin io.Reader, stderr io
 		return err
 	}
 	defer handler.Close()
-	server := &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute, IdleTimeout: 2 * time.Minute, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute, IdleTimeout: 2 * time.Minute, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		MaxHeaderBytes: keepstoreHeader}
+	keepstore.LimitConnections(server, keepstoreConnections)
 	log.Info("listening", "url", where)
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(listener) }()

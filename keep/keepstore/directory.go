@@ -281,7 +281,7 @@ func (d *directory) write(ctx context.Context, hash string, data []byte) (err er
 	if err != nil {
 		return err
 	}
-	if err := os.Rename(tmp, d.path(hash)); err != nil {
+	if err := d.install(tmp, hash); err != nil {
 		return err
 	}
 	if made {
@@ -290,6 +290,41 @@ func (d *directory) write(ctx context.Context, hash string, data []byte) (err er
 		}
 	}
 	return d.syncDir(dir)
+}
+
+// install gives a finished file its final name. Who trashes a block looks at its
+// time stamp and then renames whatever has its name: a copy that is there is
+// therefore replaced only under the lock that trash holds meanwhile.
+func (d *directory) install(tmp, hash string) error {
+	for {
+		old, err := os.OpenFile(d.path(hash), os.O_RDWR|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_NOFOLLOW, 0)
+		if errors.Is(err, fs.ErrNotExist) {
+			if err := renameNew(tmp, d.path(hash)); !errors.Is(err, fs.ErrExist) {
+				return err
+			}
+			continue
+		}
+		if err != nil {
+			return os.Rename(tmp, d.path(hash)) // it is nothing that could be trashed
+		}
+		there, err := func() (bool, error) {
+			defer old.Close() // ends the lock
+			if err := flock(old); err != nil {
+				return false, err
+			}
+			fi, err := old.Stat()
+			if err != nil {
+				return false, err
+			}
+			if now, err := os.Lstat(d.path(hash)); err != nil || !os.SameFile(fi, now) {
+				return false, nil
+			}
+			return true, os.Rename(tmp, d.path(hash))
+		}()
+		if there || err != nil {
+			return err
+		}
+	}
 }
 
 func (d *directory) fill(ctx context.Context, f *os.File, data []byte) error {

@@ -162,7 +162,7 @@ func TestS3Trash(t *testing.T) {
 		t.Errorf("keys %q, want %q", got, want)
 	}
 	c.want(c.do("PUT", "/untrash/"+hash, rootToken, nil), 200, "")
-	c.want(c.do("PUT", "/untrash/"+hash, rootToken, nil), 404, "file does not exist\n")
+	c.want(c.do("PUT", "/untrash/"+md5hex([]byte("absent")), rootToken, nil), 404, "file does not exist\n")
 	c.want(c.do("GET", "/"+signed, userToken, nil), 200, "foo")
 
 	// A trash list acts on the time stamp that the index shows, only.

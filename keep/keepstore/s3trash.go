@@ -155,16 +155,14 @@ func (v *s3Volume) trash(ctx context.Context, hash string, mtimeNS int64) error 
 	return v.remove(ctx, key)
 }
 
-// untrash implements volume.
+// untrash implements volume. The copy in the trash stays until its time is over:
+// if somebody trashes the block in this moment, it is all that is left.
 func (v *s3Volume) untrash(ctx context.Context, hash string) error {
 	key := v.key(hash)
 	if err := v.copy(ctx, trashKey(key), key); err != nil {
 		return err
 	}
-	if err := v.put(ctx, recentKey(key), nil); err != nil {
-		return err
-	}
-	return v.remove(ctx, trashKey(key))
+	return v.put(ctx, recentKey(key), nil)
 }
 
 // emptyTrash implements volume.
@@ -211,6 +209,13 @@ func (v *s3Volume) dispose(ctx context.Context, hash string, trashed time.Time) 
 	}
 	if v.now().Sub(trashed) < max(v.lifetime, v.RaceWindow) {
 		return nil
+	}
+	// Since the listing the block may have been trashed again.
+	if now, err := v.stat(ctx, trashKey(key)); err != nil || !now.Equal(trashed) {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
 	}
 	if err := v.remove(ctx, trashKey(key)); err != nil || !gone {
 		return err

@@ -24,6 +24,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if root := os.Getenv(serveVariable); root != "" {
+		serveForever(root)
+	}
 	// The thread that starts children lives as long as the process.
 	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("crunch-oci/internal/forkthread.serve"))
 }

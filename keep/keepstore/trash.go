@@ -37,7 +37,9 @@ func (d *directory) trash(_ context.Context, hash string, mtimeNS int64) error {
 	return os.Rename(f.Name(), fmt.Sprintf("%s.trash.%d", f.Name(), deadline))
 }
 
-// untrash brings back the copy of a block with the earliest deadline.
+// untrash brings back the copy of a block with the earliest deadline. Its time
+// stamp is the old one: it must not take the place of a copy that somebody has
+// written since, which is promised to stay.
 func (d *directory) untrash(_ context.Context, hash string) error {
 	defer d.lock()()
 	found, err := filepath.Glob(d.path(hash) + ".trash.*")
@@ -46,12 +48,31 @@ func (d *directory) untrash(_ context.Context, hash string) error {
 	}
 	sort.Strings(found)
 	for _, name := range found {
-		err := os.Rename(name, d.path(hash))
-		if !errors.Is(err, fs.ErrNotExist) {
+		switch err := renameNew(name, d.path(hash)); {
+		case errors.Is(err, fs.ErrExist):
+			return nil
+		case !errors.Is(err, fs.ErrNotExist):
 			return err
 		}
 	}
 	return fs.ErrNotExist
+}
+
+// renameNew renames a file unless there is one with that name, which is
+// fs.ErrExist.
+func renameNew(from, to string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+	if err == unix.EINVAL || err == unix.ENOSYS {
+		// Not every file system can (NFS cannot), but then it has links.
+		if err := os.Link(from, to); err != nil {
+			return err
+		}
+		return os.Remove(from)
+	}
+	if err != nil {
+		return &os.LinkError{Op: "rename", Old: from, New: to, Err: err}
+	}
+	return nil
 }
 
 // emptyTrash removes trash past its deadline, and temporary files whose writer

@@ -407,7 +407,7 @@ func TestConcurrency(t *testing.T) {
 // With every buffer in use a request waits, and fails with a status that
 // clients repeat when it has waited too long.
 func TestBufferLimit(t *testing.T) {
-	c := start(t, func(cfg *Config) { cfg.MaxKeepBlobBuffers = 1; cfg.RequestTimeout = 200 * time.Millisecond })
+	c := start(t, func(cfg *Config) { cfg.MaxKeepBlobBuffers = 1; cfg.RequestTimeout = time.Second })
 	foo := []byte("foo")
 	if err := c.srv.buffers.acquire(context.Background()); err != nil {
 		t.Fatal(err)
