@@ -92,6 +92,11 @@ test-dispatchers: build-deps ## jobs under Slurm's own daemons, on a node made f
 	@scripts/deps.sh build run test dispatchers
 	CRUNCH_RUN_TEST_SLURM=1 go test -tags $(TAGS) -count=1 -timeout 15m -v -run TestSlurm ./cmd/crunch-run/
 
+.PHONY: validation
+validation: build-deps ## the OCI's validation suite with us and with runc; writes doc/validation.md (some minutes)
+	@scripts/deps.sh build run test
+	CRUNCH_RUN_VALIDATION_REPORT=$(CURDIR)/doc/validation.md go test -tags $(TAGS) -count=1 -timeout 1h -v -run TestSuite ./oci/validation/
+
 .PHONY: soak
 soak: build-deps ## the long forms of the random and mass tests, all cells of the tables (about five minutes)
 	LOCALCLUSTER_TEST_STEPS=long CRUNCH_RUN_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m ./localcluster/...

@@ -139,6 +139,9 @@ func newRig(t *testing.T, suites []suite) *rig {
 		mkdir(t, dst)
 		build("test", "-c", "-tags", tags, "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(dst, "suite.test"), "./"+s.pkg)
 		copyTree(t, filepath.Join(repository, s.pkg, "testdata"), filepath.Join(dst, "testdata"))
+		if s.pkg == "oci/validation" {
+			carryValidation(t, filepath.Join(dst, "carried"))
+		}
 		needsProgram = needsProgram || s.pkg == "cmd/crunch-run"
 	}
 	copyTree(t, filepath.Join(repository, "testdata"), filepath.Join(src, "testdata"))
@@ -161,6 +164,30 @@ func newRig(t *testing.T, suites []suite) *rig {
 		command(t, "cp", busybox, filepath.Join(src, ".build/busybox.tar"))
 	}
 	return r
+}
+
+// carryValidation brings along what package oci/validation would build.
+func carryValidation(t *testing.T, to string) {
+	t.Helper()
+	programs := []string{"default", "process_capabilities"}
+	output := func(script string, args ...string) string {
+		t.Helper()
+		cmd := exec.Command(filepath.Join(repository, "scripts", script), args...)
+		cmd.Stderr = os.Stderr
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("%s: %v", script, err)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	from := output("validation-suite.sh", programs...)
+	mkdir(t, filepath.Join(to, "bin"))
+	mkdir(t, filepath.Join(to, "source"))
+	for _, p := range programs {
+		command(t, "cp", filepath.Join(from, "bin", p), filepath.Join(to, "bin"))
+	}
+	command(t, "cp", filepath.Join(from, "source/runtimetest"), filepath.Join(from, "source/rootfs-amd64.tar.gz"), filepath.Join(to, "source"))
+	command(t, "cp", output("peer-runc.sh"), filepath.Join(to, "bin/runc"))
 }
 
 func mkdir(t *testing.T, dir string) {

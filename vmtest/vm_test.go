@@ -31,6 +31,7 @@ func suites() []suite {
 		{pkg: "imagestore", run: "."},
 		{pkg: "oci", run: "."},
 		{pkg: "supervisor/stats/kernel", run: "."},
+		{pkg: "oci/validation", run: "TestInMachine"},
 		{pkg: "cmd/crunch-run", run: "."},
 	}
 }
