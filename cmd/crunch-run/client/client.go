@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"crunch-oci/cmd/crunch-run/commandline"
 	"crunch-oci/cmd/crunch-run/transfer"
 	"crunch-oci/supervisor/unfinished"
 )
@@ -66,11 +67,6 @@ type list []string
 func (l *list) String() string     { return strings.Join(*l, " ") }
 func (l *list) Set(s string) error { *l = append(*l, s); return nil }
 
-// usageError is a mistake in the command line.
-type usageError struct{ error }
-
-func misuse(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
-
 var commands = []*command{imagePut, imageList, submit, requestShow, requestCancel, collectionPut, collectionGet, collectionList, unfinishedList, unfinishedDeliver, unfinishedDrop}
 
 // Main runs a role and returns the exit status. args begin with the role.
@@ -91,15 +87,13 @@ func Main(ctx context.Context, args []string, env Env) int {
 	case errors.Is(err, flag.ErrHelp):
 		fmt.Fprint(env.Stdout, cmd.usage)
 		return 0
-	case err != nil:
-		err = usageError{err}
-	default:
+	case err == nil:
 		status, err = cmd.run(ctx, c)
 	}
 	if err == nil {
 		return status
 	}
-	var wrong usageError
+	var wrong commandline.UsageError
 	switch {
 	case errors.As(err, &wrong):
 		fmt.Fprintf(env.Stderr, "crunch-run %s: %s (try -h)\n", cmd.name, plain(err.Error()))
@@ -142,22 +136,20 @@ func find(args []string, env Env) (*command, []string, int) {
 	return nil, nil, exitUsage
 }
 
-// parse takes flags also after other arguments, up to "--".
-func (c *invocation) parse(fs *flag.FlagSet, args []string) error {
-	for {
-		if err := fs.Parse(args); err != nil {
-			return err
-		}
-		rest := fs.Args()
-		if len(rest) == 0 {
-			return nil
-		}
-		if n := len(args) - len(rest); n > 0 && args[n-1] == "--" || c.name == submit.name {
-			c.args = append(c.args, rest...)
-			return nil
-		}
-		c.args, args = append(c.args, rest[0]), rest[1:]
+// parse takes flags also after other arguments, but for submit, whose command
+// has flags of its own.
+func (c *invocation) parse(fs *flag.FlagSet, args []string) (err error) {
+	if c.name != submit.name {
+		c.args, err = commandline.Parse(fs, args)
+		return err
 	}
+	if err := fs.Parse(args); err != nil && !errors.Is(err, flag.ErrHelp) {
+		return commandline.Misuse("%w", err)
+	} else if err != nil {
+		return err
+	}
+	c.args = fs.Args()
+	return nil
 }
 
 // print writes v as JSON if that is asked for, else text.

@@ -14,6 +14,7 @@ import (
 	"unicode"
 
 	"crunch-oci/arvados"
+	"crunch-oci/cmd/crunch-run/commandline"
 	"crunch-oci/cmd/crunch-run/transfer"
 	"crunch-oci/keep"
 )
@@ -39,7 +40,7 @@ Examples:
 
 func runCollectionPut(ctx context.Context, c *invocation) (int, error) {
 	if len(c.args) == 0 {
-		return 0, misuse("what shall be stored? Name files or directories")
+		return 0, commandline.Misuse("what shall be stored? Name files or directories")
 	}
 	var total int64
 	for _, p := range c.args {
@@ -88,7 +89,7 @@ Examples:
 
 func runCollectionGet(ctx context.Context, c *invocation) (int, error) {
 	if len(c.args) != 2 {
-		return 0, misuse("a collection and a destination are needed")
+		return 0, commandline.Misuse("a collection and a destination are needed")
 	}
 	id, sub, err := splitCollection(c.args[0])
 	if err != nil {
@@ -109,7 +110,7 @@ func runCollectionGet(ctx context.Context, c *invocation) (int, error) {
 			return c.getFile(ctx, coll, sub, dest)
 		}
 		if dest == "-" {
-			return misuse("%s is a directory: it needs one to be copied to", c.args[0])
+			return commandline.Misuse("%s is a directory: it needs one to be copied to", c.args[0])
 		}
 		entries, err := os.ReadDir(dest)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -164,7 +165,7 @@ Example:
 
 func runCollectionList(ctx context.Context, c *invocation) (int, error) {
 	if len(c.args) != 1 {
-		return 0, misuse("one collection is needed")
+		return 0, commandline.Misuse("one collection is needed")
 	}
 	id, sub, err := splitCollection(c.args[0])
 	if err != nil {
@@ -205,7 +206,7 @@ func runCollectionList(ctx context.Context, c *invocation) (int, error) {
 func splitCollection(arg string) (id, sub string, err error) {
 	id, sub, _ = strings.Cut(arg, "/")
 	if !collectionUUID.MatchString(id) && !arvados.ValidPDH(id) {
-		return "", "", misuse("%q is neither a collection's UUID nor a portable data hash", id)
+		return "", "", commandline.Misuse("%q is neither a collection's UUID nor a portable data hash", id)
 	}
 	return id, strings.Trim(sub, "/"), nil
 }

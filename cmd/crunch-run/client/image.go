@@ -9,6 +9,7 @@ import (
 
 	"github.com/docker/go-units"
 
+	"crunch-oci/cmd/crunch-run/commandline"
 	"crunch-oci/cmd/crunch-run/transfer"
 )
 
@@ -39,11 +40,11 @@ Examples:
 
 func runImagePut(ctx context.Context, c *invocation) (int, error) {
 	if len(c.args) != 1 {
-		return 0, misuse("one image tarball is needed, not %d", len(c.args))
+		return 0, commandline.Misuse("one image tarball is needed, not %d", len(c.args))
 	}
 	for _, n := range c.names {
 		if n == "" || strings.ContainsAny(n, " \t\n@") {
-			return 0, misuse("--name %q: must be REPOSITORY:TAG", n)
+			return 0, commandline.Misuse("--name %q: must be REPOSITORY:TAG", n)
 		}
 	}
 	img, err := transfer.Examine(ctx, c.args[0], c.TempDir)
@@ -86,7 +87,7 @@ Examples:
 
 func runImageList(ctx context.Context, c *invocation) (int, error) {
 	if len(c.args) > 1 {
-		return 0, misuse("one text to look for at most, not %d", len(c.args))
+		return 0, commandline.Misuse("one text to look for at most, not %d", len(c.args))
 	}
 	return 0, c.connected(ctx, func(s *transfer.Session) error {
 		all, err := s.Images(ctx)

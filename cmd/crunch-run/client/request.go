@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"crunch-oci/arvados"
+	"crunch-oci/cmd/crunch-run/commandline"
 	"crunch-oci/cmd/crunch-run/transfer"
 )
 
@@ -75,7 +76,7 @@ var requestUUIDPattern = regexp.MustCompile(`^[a-z0-9]{5}-xvhdp-[a-z0-9]{15}$`)
 
 func (c *invocation) requestUUID() (string, error) {
 	if len(c.args) != 1 || !requestUUIDPattern.MatchString(c.args[0]) {
-		return "", misuse("the UUID of one container request is needed, such as zzzzz-xvhdp-0123456789abcde")
+		return "", commandline.Misuse("the UUID of one container request is needed, such as zzzzz-xvhdp-0123456789abcde")
 	}
 	return c.args[0], nil
 }

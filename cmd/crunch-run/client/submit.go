@@ -13,6 +13,7 @@ import (
 	"github.com/docker/go-units"
 
 	"crunch-oci/arvados"
+	"crunch-oci/cmd/crunch-run/commandline"
 	"crunch-oci/cmd/crunch-run/transfer"
 )
 
@@ -108,21 +109,21 @@ func (c *invocation) request() (map[string]any, error) {
 	ram, err := units.RAMInBytes(o.ram)
 	switch {
 	case o.image == "":
-		return nil, misuse("--image is missing: which image shall be run?")
+		return nil, commandline.Misuse("--image is missing: which image shall be run?")
 	case len(c.args) == 0:
-		return nil, misuse("the command is missing; write it after --")
+		return nil, commandline.Misuse("the command is missing; write it after --")
 	case o.vcpus < 1:
-		return nil, misuse("--vcpus %d: at least 1 is needed", o.vcpus)
+		return nil, commandline.Misuse("--vcpus %d: at least 1 is needed", o.vcpus)
 	case err != nil || ram < 6<<20:
-		return nil, misuse("--ram %q: a size of at least 6MiB is needed, such as 512MiB or 4GB", o.ram)
+		return nil, commandline.Misuse("--ram %q: a size of at least 6MiB is needed, such as 512MiB or 4GB", o.ram)
 	case o.priority < 1 || o.priority > 1000:
-		return nil, misuse("--priority %d: must be from 1 to 1000", o.priority)
+		return nil, commandline.Misuse("--priority %d: must be from 1 to 1000", o.priority)
 	case o.attempts < 1:
-		return nil, misuse("--attempts %d: at least 1 is needed", o.attempts)
+		return nil, commandline.Misuse("--attempts %d: at least 1 is needed", o.attempts)
 	case o.maxRunTime < 0:
-		return nil, misuse("--max-run-time %v: must not be negative", o.maxRunTime)
+		return nil, commandline.Misuse("--max-run-time %v: must not be negative", o.maxRunTime)
 	case !filepath.IsAbs(o.cwd):
-		return nil, misuse("--cwd %q: must be an absolute path in the container", o.cwd)
+		return nil, commandline.Misuse("--cwd %q: must be an absolute path in the container", o.cwd)
 	}
 	mounts := map[string]any{outputPath: map[string]any{"kind": "tmp", "capacity": 1 << 40}}
 	for _, in := range o.inputs {
@@ -130,15 +131,15 @@ func (c *invocation) request() (map[string]any, error) {
 		m := map[string]any{"kind": "collection"}
 		switch {
 		case name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00"):
-			return nil, misuse("--input %q: must be NAME=COLLECTION, NAME a plain file name", in)
+			return nil, commandline.Misuse("--input %q: must be NAME=COLLECTION, NAME a plain file name", in)
 		case mounts[inputPath+"/"+name] != nil:
-			return nil, misuse("--input: two inputs are called %q", name)
+			return nil, commandline.Misuse("--input: two inputs are called %q", name)
 		case collectionUUID.MatchString(coll):
 			m["uuid"] = coll
 		case arvados.ValidPDH(coll):
 			m["portable_data_hash"] = coll
 		default:
-			return nil, misuse("--input %s: %q is neither a collection's UUID nor a portable data hash", name, coll)
+			return nil, commandline.Misuse("--input %s: %q is neither a collection's UUID nor a portable data hash", name, coll)
 		}
 		mounts[inputPath+"/"+name] = m
 	}
@@ -146,7 +147,7 @@ func (c *invocation) request() (map[string]any, error) {
 	for _, kv := range o.env {
 		k, v, ok := strings.Cut(kv, "=")
 		if !ok || k == "" {
-			return nil, misuse("--env %q: must be KEY=VALUE", kv)
+			return nil, commandline.Misuse("--env %q: must be KEY=VALUE", kv)
 		}
 		env[k] = v
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"crunch-oci/arvados"
+	"crunch-oci/cmd/crunch-run/commandline"
 	"crunch-oci/cmd/crunch-run/transfer"
 	"crunch-oci/supervisor/unfinished"
 )
@@ -31,7 +32,7 @@ Examples:
 `,
 	run: func(_ context.Context, c *invocation) (int, error) {
 		if len(c.args) > 0 {
-			return 0, misuse("it takes no arguments")
+			return 0, commandline.Misuse("it takes no arguments")
 		}
 		dir, err := c.Unfinished()
 		if err != nil {
@@ -130,7 +131,7 @@ Example:
 // chosenResults are those named by the command line.
 func (c *invocation) chosenResults() (unfinished.Dir, []string, error) {
 	if c.all == (len(c.args) > 0) {
-		return "", nil, misuse("UUIDs of containers are needed, or --all")
+		return "", nil, commandline.Misuse("UUIDs of containers are needed, or --all")
 	}
 	dir, err := c.Unfinished()
 	if err != nil || !c.all {

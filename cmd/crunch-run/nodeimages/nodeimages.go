@@ -11,6 +11,7 @@ import (
 	"io"
 	"strings"
 
+	"crunch-oci/cmd/crunch-run/commandline"
 	"crunch-oci/imagestore"
 )
 
@@ -69,11 +70,6 @@ func find(verb string) *command {
 	return nil
 }
 
-// usageError is a mistake in the command line.
-type usageError struct{ error }
-
-func misuse(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
-
 // Main runs a verb, which Knows has said yes to, and returns the exit status.
 func Main(ctx context.Context, verb string, args []string, env Env) int {
 	cmd := find(verb)
@@ -85,21 +81,21 @@ func Main(ctx context.Context, verb string, args []string, env Env) int {
 	if cmd.flags != nil {
 		cmd.flags(fs, c)
 	}
-	status, err := 0, c.parse(fs, args)
+	status := 0
+	rest, err := commandline.Parse(fs, args)
+	c.args = rest
 	switch {
 	case errors.Is(err, flag.ErrHelp):
 		fmt.Fprint(env.Stdout, cmd.usage)
 		return 0
-	case err != nil:
-		err = usageError{err}
-	default:
+	case err == nil:
 		status, err = c.opened(ctx, cmd)
 	}
 	if err == nil {
 		return status
 	}
 	fmt.Fprintf(env.Stderr, "crunch-run image %s: %v", verb, err)
-	var wrong usageError
+	var wrong commandline.UsageError
 	switch {
 	case errors.As(err, &wrong):
 		fmt.Fprintln(env.Stderr, " (try -h)")
@@ -110,24 +106,6 @@ func Main(ctx context.Context, verb string, args []string, env Env) int {
 	}
 	fmt.Fprintln(env.Stderr)
 	return exitFailure
-}
-
-// parse takes flags also after other arguments, up to "--".
-func (c *invocation) parse(fs *flag.FlagSet, args []string) error {
-	for {
-		if err := fs.Parse(args); err != nil {
-			return err
-		}
-		rest := fs.Args()
-		if len(rest) == 0 {
-			return nil
-		}
-		if n := len(args) - len(rest); n > 0 && args[n-1] == "--" {
-			c.args = append(c.args, rest...)
-			return nil
-		}
-		c.args, args = append(c.args, rest[0]), rest[1:]
-	}
 }
 
 // opened runs the command with the store.

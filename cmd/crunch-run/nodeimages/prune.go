@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"crunch-oci/cmd/crunch-run/commandline"
 	"crunch-oci/imagestore"
 	"crunch-oci/supervisor/config"
 )
@@ -49,14 +50,14 @@ func (f pruneFlags) options(budget imagestore.Amount) (imagestore.PruneOptions, 
 	if f.unusedFor != "" {
 		d, err := parseAge(f.unusedFor)
 		if err != nil {
-			return o, misuse("--unused-for: %v", err)
+			return o, commandline.Misuse("--unused-for: %v", err)
 		}
 		o.UnusedFor = d
 	}
 	if f.to != "" {
 		n, err := config.ParseSize(f.to)
 		if err != nil || n <= 0 {
-			return o, misuse("--to: %q is not a size such as 20GiB", f.to)
+			return o, commandline.Misuse("--to: %q is not a size such as 20GiB", f.to)
 		}
 		o.To = imagestore.Amount{Bytes: n}
 	}

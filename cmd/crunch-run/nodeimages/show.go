@@ -11,6 +11,7 @@ import (
 
 	"github.com/docker/go-units"
 
+	"crunch-oci/cmd/crunch-run/commandline"
 	"crunch-oci/imagestore"
 )
 
@@ -31,7 +32,7 @@ Examples:
 
 func runList(ctx context.Context, c *invocation, s *imagestore.Store) (int, error) {
 	if len(c.args) > 1 {
-		return 0, misuse("one text to look for at most, not %d", len(c.args))
+		return 0, commandline.Misuse("one text to look for at most, not %d", len(c.args))
 	}
 	contents, err := s.Contents(ctx)
 	if err != nil {
@@ -89,7 +90,7 @@ Examples:
 
 func runInspect(ctx context.Context, c *invocation, s *imagestore.Store) (int, error) {
 	if len(c.args) == 0 {
-		return 0, misuse("which image?")
+		return 0, commandline.Misuse("which image?")
 	}
 	contents, err := s.Contents(ctx)
 	if err != nil {
