@@ -16,9 +16,10 @@ const (
 	// before the blocks that follow are fetched: programs that look at the
 	// head of a file do not cause 64 MiB of traffic.
 	aheadAfter = 1 << 20
-	// aheadBytes and aheadBlocks are how far to fetch ahead: two full blocks,
-	// or a number of small ones.
-	aheadBytes  = 2 * keep.MaxBlockSize
+	// aheadMost and aheadBlocks are how far to fetch ahead at most: four full
+	// blocks, or a number of small ones. It begins with one block and grows
+	// with what has been read through: twice as much may turn out to be in vain.
+	aheadMost   = 4 * keep.MaxBlockSize
 	aheadBlocks = 16
 	// aheadSlack is how far reads may arrive out of order and still count as
 	// reading through: the kernel's own read-ahead is served in parallel.
@@ -168,6 +169,7 @@ func (a *readAhead) sequential(off int64, n int) bool {
 func (r *blockReader) readAhead(segs *segments, current int, ahead *readAhead) {
 	here := segs.list[current].Locator.Hash()
 	var bytes int64
+	window := min(max(2*ahead.run.Load(), keep.MaxBlockSize), aheadMost)
 	blocks := 0
 	for i := current + 1; i < len(segs.list) && blocks < aheadBlocks; i++ {
 		loc := segs.list[i].Locator
@@ -176,7 +178,7 @@ func (r *blockReader) readAhead(segs *segments, current int, ahead *readAhead) {
 		}
 		here = loc.Hash()
 		blocks++
-		if bytes += loc.Size(); bytes > aheadBytes {
+		if bytes += loc.Size(); bytes > window {
 			return
 		}
 		if ahead.done.Load() < int64(i) {
