@@ -7,6 +7,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"crunch-oci/arvados"
 )
@@ -98,6 +99,12 @@ func TestAbuse(t *testing.T) {
 		t.Run(a.name, func(t *testing.T) {
 			uuid := c.submit(t, image, sh(a.script), a.other)
 			p := c.supervise(t, n, uuid, a.flags...)
+			if long && !a.stopped { // the disk may be slow
+				select {
+				case <-p.done:
+				case <-time.After(10 * patience):
+				}
+			}
 			if a.stopped {
 				p.stderr.mustSay(t, "Waiting for container to finish")
 				awaitFile(t, n, "out/ready")

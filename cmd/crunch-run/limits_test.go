@@ -65,6 +65,18 @@ func TestOutOfMemory(t *testing.T) {
 	}
 }
 
+// A supervisor whose working directory has been removed does its work.
+func TestWorkingDirectoryIsGone(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	c := startCluster(t, n)
+	n.prefix = []string{"sh", "-ec", `d=$(mktemp -d); cd "$d"; rmdir "$d"; exec "$@"`, "sh"}
+	record := c.runOne(t, n, c.storeTools(t), sh("pwd; echo data >f"), nil)
+	if out := stamped(t, c.log(t, record, "stdout.txt")); out != "/out\n" {
+		t.Errorf("stdout %q", out)
+	}
+}
+
 // Without API access there is no network but the loopback interface.
 func TestNoNetwork(t *testing.T) {
 	t.Parallel()

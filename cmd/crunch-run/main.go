@@ -15,6 +15,11 @@ import (
 var version = "unknown"
 
 func main() {
+	// Whoever started us may have removed the working directory meanwhile; with
+	// none, no container could be made.
+	if _, err := os.Getwd(); err != nil {
+		_ = os.Chdir("/")
+	}
 	os.Exit(run(os.Args, os.Stdin, os.Stdout, os.Stderr))
 }
 
