@@ -87,10 +87,13 @@ const (
 // connectTest is the backend of a mount under test: the real Keep client with
 // its cache, and an API whose answers are files.
 func connectTest(ctx context.Context, opts Options) (Backend, error) {
+	retries, _ := strconv.Atoi(os.Getenv("MOUNT_TEST_RETRIES"))
 	client, err := keep.NewClient(keep.ClientConfig{
 		Services: keep.FixedServices{{UUID: "zzzzz-bi6l4-000000000000000", URL: os.Getenv("MOUNT_TEST_KEEP"), Type: "disk"}},
 		Token:    token,
-		Retries:  -1,
+		Retries:  retries - 1,
+		// The minutes of the real policy, compressed.
+		RetryDelay: func(int) time.Duration { return 50 * time.Millisecond },
 		// The keepstore has one volume.
 		DefaultReplication: 1,
 	})
