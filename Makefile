@@ -104,6 +104,7 @@ soak: build-deps ## the long forms of the random and mass tests, all cells of th
 	CRUNCH_RUN_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m ./oci/network/
 	IMAGESTORE_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m ./imagestore/...
 	OCI_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m -run "Links|Descriptors" ./oci/
+	KEEP_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m -run 'TestFsx|TestTmpMemory' ./keep/mount/
 	SSHD_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m -run TestBulk ./gateway/sshd/
 
 .PHONY: chaos

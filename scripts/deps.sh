@@ -37,6 +37,9 @@ packages() {
 		openssh-client
 		python3-paramiko
 		tmux
+		git
+		sqlite3
+		python3
 	" ;;
 	dispatchers) echo "slurmctld slurmd slurm-client munge" ;;
 	*) echo "deps.sh: unknown group '$1' (build, run, test or dispatchers)" >&2; exit 2 ;;
