@@ -215,8 +215,10 @@ func (s *Store) touch(name string) {
 	}
 }
 
+// recordName is the name of the image whose record file is, if it is one.
 func recordName(file string) (string, bool) {
-	return strings.CutSuffix(filepath.Base(file), ".json")
+	name, ok := strings.CutSuffix(filepath.Base(file), ".json")
+	return name, ok && recordFile.MatchString(name)
 }
 
 // Discard removes one layer, named as in ImageInfo.LayerNames, so that images

@@ -290,10 +290,13 @@ func TestPruneBesideUsers(t *testing.T) {
 func TestDamagedRecordsArePruned(t *testing.T) {
 	s := budgetStore(t, t.TempDir(), Amount{})
 	put(t, s, fat(t, "a", mib))
-	for name, text := range map[string]string{"x": "", "y": "{}", "z": `{"version":1,"lower":["../../etc"],"root":"../../etc","config":"","id":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}`} {
-		if err := os.WriteFile(s.recordPath(name), []byte(text), 0o600); err != nil {
+	for digit, text := range map[string]string{"1": "", "2": "{}", "3": `{"version":1,"lower":["../../etc"],"root":"../../etc","config":"","id":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}`} {
+		if err := os.WriteFile(s.recordPath(strings.Repeat(digit, 64)), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if err := unix.Mkfifo(s.recordPath(strings.Repeat("4", 64)), 0o600); err != nil {
+		t.Fatal(err)
 	}
 	c, err := s.Contents(t.Context())
 	if err != nil || len(c.Images) != 1 {
@@ -304,6 +307,51 @@ func TestDamagedRecordsArePruned(t *testing.T) {
 	}
 	if names, _ := readNames(filepath.Join(s.root, "images")); len(names) != 1 {
 		t.Errorf("records %q", names)
+	}
+}
+
+// What an operator or a file system has put into the store is neither removed nor
+// in the way of anything.
+func TestForeignThingsStay(t *testing.T) {
+	s := budgetStore(t, t.TempDir(), Amount{})
+	m := fat(t, "a", mib)
+	put(t, s, m)
+	at := func(name string) string { return filepath.Join(s.root, name) }
+	var want []string
+	for name, mk := range map[string]func(string) error{
+		"layers/lost+found":   func(p string) error { return os.MkdirAll(p+"/fs", 0o700) },
+		"layers/pipe":         func(p string) error { return unix.Mkfifo(p, 0o600) },
+		"layers/link":         func(p string) error { return os.Symlink("/etc", p) },
+		"layers/abc.bak":      func(p string) error { return os.Mkdir(p, 0o700) },
+		"images/README":       func(p string) error { return os.WriteFile(p, nil, 0o600) },
+		"images/notes.json":   func(p string) error { return os.WriteFile(p, []byte("{}"), 0o600) },
+		"images/pipe.json":    func(p string) error { return unix.Mkfifo(p, 0o600) },
+		"images/dir.json":     func(p string) error { return os.Mkdir(p, 0o700) },
+		"images/passwd.json":  func(p string) error { return os.Symlink("/etc/passwd", p) },
+		"images/._cache.json": func(p string) error { return os.WriteFile(p, nil, 0o600) },
+	} {
+		if err := mk(at(name)); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, name)
+	}
+	s2 := budgetStore(t, s.root, Amount{}) // sweeps
+	c, err := s2.Contents(t.Context())
+	if err != nil || len(c.Images) != 1 {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	slices.Sort(c.Foreign)
+	slices.Sort(want)
+	if !slices.Equal(c.Foreign, want) {
+		t.Errorf("foreign are %q, want %q", c.Foreign, want)
+	}
+	if _, err := s2.Prune(t.Context(), PruneOptions{All: true}); err != nil || has(t, s2, m) {
+		t.Errorf("%v, or the image is still there", err)
+	}
+	for _, name := range want {
+		if _, err := os.Lstat(at(name)); err != nil {
+			t.Errorf("removed: %v", err)
+		}
 	}
 }
 

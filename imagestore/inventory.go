@@ -53,7 +53,13 @@ type Contents struct {
 	// (Inodes: -1 if it does not count them).
 	Budget Amount `json:"budget"`
 	Free   Amount `json:"free"`
+	// Foreign are the names, below the store's root, of what is not the store's
+	// and left alone; some, if there are many.
+	Foreign []string `json:"foreign,omitempty"`
 }
+
+// maxForeign is how many strange names are told.
+const maxForeign = 20
 
 // Contents looks at everything in the store.
 func (s *Store) Contents(ctx context.Context) (Contents, error) {
@@ -66,7 +72,7 @@ func (s *Store) Contents(ctx context.Context) (Contents, error) {
 		return Contents{}, err
 	}
 	slices.SortStableFunc(inv.images, func(a, b ImageInfo) int { return b.LastUsed.Compare(a.LastUsed) })
-	return Contents{Images: inv.images, Size: inv.total, Budget: s.o.Budget, Free: Amount{sp.bytes, sp.inodes}}, nil
+	return Contents{Images: inv.images, Size: inv.total, Budget: s.o.Budget, Free: Amount{sp.bytes, sp.inodes}, Foreign: inv.foreign}, nil
 }
 
 // inventory is what lay in the store at one moment, more or less: others change
@@ -77,6 +83,14 @@ type inventory struct {
 	layers  map[string]Amount // and covers
 	needed  map[string]int    // layers, by the number of images
 	total   Amount
+	foreign []string
+}
+
+// strange notes something that is not the store's.
+func (inv *inventory) strange(dir, name string) {
+	if len(inv.foreign) < maxForeign {
+		inv.foreign = append(inv.foreign, dir+"/"+name)
+	}
 }
 
 func (s *Store) inventory(ctx context.Context) (*inventory, error) {
@@ -90,6 +104,10 @@ func (s *Store) inventory(ctx context.Context) (*inventory, error) {
 	for _, id := range ids {
 		if err := ctx.Err(); err != nil {
 			return nil, err
+		}
+		if !layerName.MatchString(id) {
+			inv.strange("layers", id)
+			continue
 		}
 		f, _ := s.readFacts(id) // damaged or just removed: of no known size
 		inv.layers[id] = f.size()
@@ -105,6 +123,7 @@ func (s *Store) inventory(ctx context.Context) (*inventory, error) {
 		}
 		name, ok := recordName(file)
 		if !ok {
+			inv.strange("images", file)
 			continue
 		}
 		img, err := s.info(name, inv.layers)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -49,8 +50,8 @@ func (s *Store) readRecord(key Key) (record, error) {
 
 // loadRecord reads a record by its own name.
 func (s *Store) loadRecord(name string) (record, error) {
-	raw, err := os.ReadFile(s.recordPath(name))
-	if errors.Is(err, os.ErrNotExist) {
+	raw, err := readRegular(s.recordPath(name))
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, errNotRegular) {
 		return record{}, ErrNotFound
 	}
 	if err != nil {
@@ -65,8 +66,35 @@ func (s *Store) loadRecord(name string) (record, error) {
 	return r, nil
 }
 
-// layerName is what directories below layers are called.
-var layerName = regexp.MustCompile(`^(cover-)?[0-9a-f]{64}$`)
+// What directories below layers, and records without their ending, are called.
+// Everything else there is not the store's, and left alone.
+var (
+	layerName  = regexp.MustCompile(`^(cover-)?[0-9a-f]{64}$`)
+	recordFile = regexp.MustCompile(`^(source-)?[0-9a-f]{64}$`)
+)
+
+var errNotRegular = errors.New("not a regular file")
+
+// readRegular reads a file of the store. Whatever has taken its place, it neither
+// waits nor follows a link.
+func readRegular(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
+		return nil, &os.PathError{Op: "open", Path: path, Err: errNotRegular}
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = &os.PathError{Op: "open", Path: path, Err: errNotRegular}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return io.ReadAll(f)
+}
 
 // writeRecord puts r in place, by way of the claimed directory of its image.
 func (s *Store) writeRecord(c *claim, name string, r record) error {
@@ -94,7 +122,7 @@ type facts struct {
 
 func (s *Store) readFacts(id string) (facts, error) {
 	var f facts
-	raw, err := os.ReadFile(filepath.Join(s.layerPath(id), "facts.json"))
+	raw, err := readRegular(filepath.Join(s.layerPath(id), "facts.json"))
 	if err != nil {
 		return f, err
 	}
@@ -222,7 +250,7 @@ func (s *Store) snapshot(r record, uses []*use) (*Snapshot, error) {
 }
 
 func readJSON(path string, v any) error {
-	raw, err := os.ReadFile(path)
+	raw, err := readRegular(path)
 	if err != nil {
 		return err
 	}

@@ -46,7 +46,7 @@ func (s *Store) sweep() {
 		s.removeLeftover(s.tmpPath(name))
 	}
 	for _, id := range s.list("layers") {
-		if s.believed(id) {
+		if !layerName.MatchString(id) || s.believed(id) {
 			continue
 		}
 		// Whoever is replacing it right now holds a lock.

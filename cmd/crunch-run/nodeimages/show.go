@@ -55,6 +55,9 @@ func runList(ctx context.Context, c *invocation, s *imagestore.Store) (int, erro
 	}
 	_ = tab.Flush() // into memory
 	fmt.Fprintf(&text, "\n%s in all, %s free; the budget is %s.\n", contents.Size, size(contents.Free.Bytes), contents.Budget)
+	if len(contents.Foreign) > 0 {
+		fmt.Fprintf(&text, "Not the store's own, and left alone: %q\n", contents.Foreign)
+	}
 	contents.Images = shown
 	return 0, c.print(contents, text.String())
 }
