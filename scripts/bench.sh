@@ -25,4 +25,5 @@ run ./bench 'Output' -benchtime 1x
 run ./imagestore 'Unpack' -benchtime 3x
 run ./keep 'Get|Put|MD5|CollectionRead|CollectionWrite'
 run ./keep/mount 'SequentialRead|CachedRead|HTTP'
+run ./keep/keepstore 'Server' -benchtime 3x
 run ./localcluster 'Start'

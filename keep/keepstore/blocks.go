@@ -129,11 +129,12 @@ func receive(r *http.Request, buf []byte) (data []byte, hash string, err error) 
 }
 
 func bodyError(r *http.Request, err error) error {
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		// The request's context may have ended, too: the client has gone.
+		return &statusError{http.StatusBadRequest, "request body ended early"}
+	}
 	if r.Context().Err() != nil {
 		return r.Context().Err()
-	}
-	if errors.Is(err, io.ErrUnexpectedEOF) {
-		return &statusError{http.StatusBadRequest, "request body ended early"}
 	}
 	return &statusError{http.StatusBadRequest, "read request body: " + err.Error()}
 }

@@ -265,3 +265,51 @@ func TestRaces(t *testing.T) {
 		})
 	}
 }
+
+// What comes in over the socket need not be HTTP, nor end.
+func TestHostileSockets(t *testing.T) {
+	c := start(t, nil)
+	hs := httptest.NewUnstartedServer(c.srv)
+	hs.Config.MaxHeaderBytes = 64 << 10
+	hs.Start()
+	defer hs.Close()
+	foo := []byte("foo")
+	hash := md5hex(foo)
+	signed := c.srv.sign(hash+"+3", userToken)
+	for name, x := range map[string]struct{ send, want string }{
+		"body cut off":         {"PUT /" + hash + " HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nfoo", "HTTP/1.1 400 "},
+		"chunked body cut off": {"PUT /" + hash + " HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nfoo\r\n", "HTTP/1.1 400 "},
+		"bad chunk":            {"PUT /" + hash + " HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nfoo\r\n", "HTTP/1.1 400 "},
+		"too long, announced":  {"PUT /" + hash + " HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n", "HTTP/1.1 413 "},
+		"huge header":          {"GET /" + signed + " HTTP/1.1\r\nHost: x\r\nX-Y: " + strings.Repeat("y", 200<<10) + "\r\n\r\n", "HTTP/1.1 431 "},
+		"dots":                 {"GET /../../etc/passwd HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "HTTP/1.1 400 "},
+		"dots after a hash":    {"GET /" + hash + "/../../etc/passwd HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "HTTP/1.1 400 "},
+		"encoded dots":         {"GET /%2e%2e%2f%2e%2e%2fetc HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "HTTP/1.1 400 "},
+		"a NUL":                {"GET /" + hash + "%00+3 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "HTTP/1.1 400 "},
+		"a new line in a hint": {"GET /" + hash + "+3%0aX HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "HTTP/1.1 401 "},
+		"a made-up method":     {"STEAL /" + hash + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "HTTP/1.1 400 "},
+		"another's signature": {"GET /" + md5hex([]byte("bar")) + strings.TrimPrefix(signed, hash) + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer " + userToken + "\r\n\r\n",
+			"HTTP/1.1 400 "},
+		"two tokens":  {"GET /" + signed + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer a\r\nAuthorization: Bearer " + userToken + "\r\n\r\n", "HTTP/1.1 400 "},
+		"two lengths": {"PUT /" + hash + " HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nfoo", "HTTP/1.1 400 "},
+	} {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(hs.URL, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.SetDeadline(time.Now().Add(time.Minute))
+		go func() {
+			_, _ = io.WriteString(conn, x.send)
+			_ = conn.(*net.TCPConn).CloseWrite()
+		}()
+		got, _ := bufio.NewReader(conn).ReadString('\n')
+		if !strings.HasPrefix(got, x.want) {
+			t.Errorf("%s: %q, want %q", name, got, x.want)
+		}
+		conn.Close()
+	}
+	if got := c.do("GET", "/index", rootToken, nil).body; got != "\n" {
+		t.Errorf("a block was stored: %s", got)
+	}
+	waitFor(t, "all places to be free", func() bool { return len(c.srv.buffers.slots) == 0 })
+}

@@ -61,6 +61,10 @@ func (s *Server) samples() []sample {
 		sample{"arvados_concurrent_requests", nil, int64(len(s.limit.running))},
 		sample{"arvados_max_concurrent_requests", nil, int64(cap(s.limit.running))},
 		sample{"arvados_queued_requests", nil, s.limit.queued.Load()},
+		sample{"arvados_keepstore_trash_queue_pending_entries", nil, s.trash.pending()},
+		sample{"arvados_keepstore_trash_queue_inprogress_entries", nil, s.trash.working.Load()},
+		sample{"arvados_keepstore_pull_queue_pending_entries", nil, s.pull.pending()},
+		sample{"arvados_keepstore_pull_queue_inprogress_entries", nil, s.pull.working.Load()},
 		sample{"arvados_keepstore_bufferpool_max_buffers", nil, int64(cap(s.buffers.slots))},
 		sample{"arvados_keepstore_bufferpool_inuse_buffers", nil, int64(len(s.buffers.slots))})
 }

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"crunch-oci/keep"
 )
@@ -19,6 +20,15 @@ type worklist[T any] struct {
 	mu    sync.Mutex
 	items []T
 	wake  chan struct{} // has a token when there may be items
+
+	working atomic.Int64 // items being worked on
+}
+
+// pending is the number of items that nobody works on yet.
+func (l *worklist[T]) pending() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return int64(len(l.items))
 }
 
 func newWorklist[T any](ctx context.Context, wg *sync.WaitGroup, workers int, do func(context.Context, T)) *worklist[T] {
@@ -32,7 +42,9 @@ func newWorklist[T any](ctx context.Context, wg *sync.WaitGroup, workers int, do
 					return
 				}
 				for item, ok := l.next(); ok && ctx.Err() == nil; item, ok = l.next() {
+					l.working.Add(1)
 					do(ctx, item)
+					l.working.Add(-1)
 				}
 			}
 		})
