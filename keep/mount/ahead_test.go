@@ -201,7 +201,16 @@ func TestAborted(t *testing.T) {
 	if err != nil || string(kb) != "1024\n" {
 		t.Errorf("kernel read-ahead: %q %v", kb, err)
 	}
-	if err := abortConnection(mounts[0].device); err != nil {
+	// What is not, or no longer, mounted there is left alone.
+	for point, device := range map[string]string{w.dir: "0:1", t.TempDir(): mounts[0].device, t.TempDir(): ""} {
+		if err := abortMount(point, device); err != nil {
+			t.Errorf("abort of %s at %s: %v", device, point, err)
+		}
+	}
+	if _, err := os.ReadDir(w.dir); err != nil {
+		t.Fatalf("somebody else's connection has been aborted: %v", err)
+	}
+	if err := abortMount(w.dir, mounts[0].device); err != nil {
 		t.Fatal(err)
 	}
 	<-w.exited

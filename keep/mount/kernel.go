@@ -17,6 +17,7 @@ type mountInfo struct {
 	device string // "major:minor"
 	point  string
 	fstype string
+	id     string // of the mount, while it is held
 }
 
 // parseMountinfo reads the table of mounts. Lines it does not understand are
@@ -33,7 +34,7 @@ func parseMountinfo(r io.Reader) ([]mountInfo, error) {
 		if !ok || len(f) < 6 || len(g) < 1 {
 			continue
 		}
-		list = append(list, mountInfo{device: f[2], point: unescapeMount(f[4]), fstype: g[0]})
+		list = append(list, mountInfo{device: f[2], point: unescapeMount(f[4]), fstype: g[0], id: f[0]})
 	}
 	return list, nil
 }

@@ -113,14 +113,14 @@ func Run(ctx context.Context, opts Options, b Backend, ready func(), stderr io.W
 
 // end unmounts, if that has not been done. Lazily: programs that still use the
 // mount must not delay it. They, and their requests, are cut off, because what
-// is still open keeps the connection up. That has to come first, and only while
-// there is a connection: the kernel gives its number to the next mount, whoever
-// makes it, as soon as somebody else has unmounted ours.
+// is still open keeps the connection up. That has to come first.
 func end(mountpoint, device string, served <-chan struct{}) error {
 	select {
 	case <-served:
 	default:
-		_ = abortConnection(device)
+		// Where somebody has detached it already, the end of this process cuts
+		// them off.
+		_ = abortMount(mountpoint, device)
 	}
 	mounts, err := fuseMounts(mountpoint)
 	if n := len(mounts); n > 0 && mounts[n-1].device == device {

@@ -93,7 +93,7 @@ short
 41 30 0:59 / /odd\08 rw opt1 opt2 - ext4 /dev/sda rw
 `
 	got, err := parseMountinfo(strings.NewReader(text))
-	want := []mountInfo{{"0:22", "/proc", "proc"}, {"0:57", `/tmp/a b\`, "fuse.arv-mount"}, {"0:58", "/x", "fuse"}, {"0:59", `/odd\08`, "ext4"}}
+	want := []mountInfo{{"0:22", "/proc", "proc", "24"}, {"0:57", `/tmp/a b\`, "fuse.arv-mount", "39"}, {"0:58", "/x", "fuse", "40"}, {"0:59", `/odd\08`, "ext4", "41"}}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v %v", got, err)
 	}

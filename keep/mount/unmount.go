@@ -69,10 +69,10 @@ func unmountOnce(dir string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	for i := len(mounts) - 1; i >= 0; i-- {
+	for range mounts {
 		// Without the abort, detaching still works; it only leaves those who
 		// wait for the server waiting.
-		_ = abortConnection(mounts[i].device)
+		_ = abortMount(dir, "")
 		err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 		if err != nil && err != unix.EINVAL {
 			return len(mounts), err
