@@ -61,7 +61,7 @@ func keep(dir, id, bundle string) error {
 			a.Error = err.Error()
 		}
 		a.State = k.state()
-		over := o.Do == "delete" && err == nil
+		over := o.Do == "delete" && (err == nil || o.Force) // with its keeper ends what is left
 		if over {
 			listener.Close() // the container is gone when the command ends
 		}
