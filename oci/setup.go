@@ -49,7 +49,13 @@ func (c *Container) prepare(stateDir, bundle string, spec *specs.Spec) error {
 		return err
 	}
 	c.tidy.Add("remove cgroup", bounded(c.cgroup.Delete))
-	return c.cgroup.Create()
+	if err := c.cgroup.Create(); err != nil {
+		return err
+	}
+	if err := c.cgroup.KeepCPUs(); err != nil {
+		c.warnings = append(c.warnings, fmt.Sprintf("the container may use CPUs that this process may not: %v", err))
+	}
+	return nil
 }
 
 // startInit makes the container's first process and the goroutine that waits

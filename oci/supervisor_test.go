@@ -68,11 +68,20 @@ func (s supervision) run() error {
 // pipe.
 func (s supervision) start(t *testing.T) (*exec.Cmd, *bufio.Reader) {
 	t.Helper()
+	return s.startIn(t, "")
+}
+
+// startIn starts it in a cgroup.
+func (s supervision) startIn(t *testing.T, cgroup string) (*exec.Cmd, *bufio.Reader) {
+	t.Helper()
 	setting, err := json.Marshal(s)
 	must(t, err)
 	exe, err := os.Executable()
 	must(t, err)
 	cmd := exec.Command(exe)
+	if cgroup != "" {
+		cmd = exec.Command("/bin/sh", "-c", "echo $$ >"+cgroup+"/cgroup.procs && exec "+exe)
+	}
 	cmd.Env = append(os.Environ(), supervisorEnv+"="+string(setting))
 	cmd.Stderr = io.Discard
 	out, err := cmd.StdoutPipe()

@@ -1,0 +1,110 @@
+package cgroups
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// KeepCPUs keeps the group, after Create and before a process is in it, to the CPUs
+// and memory nodes that this process may use: below a parent that is somebody
+// else's, a batch system's job would otherwise get out of its cpuset. It does so in
+// cgroup v1, whose cpusets are a hierarchy of their own; v2 has nothing to set
+// where the group is below this process's own.
+func (c *Cgroup) KeepCPUs() error {
+	dir, ok := c.Dirs["cpuset"]
+	if !ok {
+		return nil
+	}
+	status, err := os.ReadFile("/proc/thread-self/status")
+	if err != nil {
+		return fmt.Errorf("keep to this process's CPUs: %w", err)
+	}
+	for file, field := range map[string]string{"cpuset.cpus": "Cpus_allowed_list:", "cpuset.mems": "Mems_allowed_list:"} {
+		own := ""
+		for line := range strings.Lines(string(status)) {
+			if v, ok := strings.CutPrefix(line, field); ok {
+				own = strings.TrimSpace(v)
+			}
+		}
+		if err := keepTo(dir, file, own); err != nil {
+			return fmt.Errorf("keep to this process's CPUs: %w", err)
+		}
+	}
+	return nil
+}
+
+// keepTo sets file of the group dir to what both its parent and own have. Groups
+// on the way that have nothing yet, as new ones have, get what their parents have.
+func keepTo(dir, file, own string) error {
+	parent, err := inheritedList(filepath.Dir(dir), file)
+	if err != nil {
+		return err
+	}
+	mine, err := parseList(own)
+	if err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	both := slices.DeleteFunc(slices.Clone(parent), func(n int) bool { return !slices.Contains(mine, n) })
+	if len(both) == 0 {
+		both = parent
+	}
+	return os.WriteFile(filepath.Join(dir, file), []byte(showList(both)), 0)
+}
+
+func inheritedList(dir, file string) ([]int, error) {
+	text, err := os.ReadFile(filepath.Join(dir, file))
+	if errors.Is(err, fs.ErrNotExist) && dir == "/" || err != nil {
+		return nil, err
+	}
+	if list, err := parseList(string(text)); err != nil || len(list) > 0 {
+		return list, err
+	}
+	list, err := inheritedList(filepath.Dir(dir), file)
+	if err != nil {
+		return nil, err
+	}
+	err = os.WriteFile(filepath.Join(dir, file), []byte(showList(list)), 0)
+	if errors.Is(err, unix.EACCES) {
+		return nil, fmt.Errorf("%s: %w", dir, err)
+	}
+	return list, err
+}
+
+// parseList reads a list of numbers as cpuset(7) writes it: "0-3,8".
+func parseList(text string) (list []int, err error) {
+	const most = 1 << 16
+	for part := range strings.SplitSeq(strings.TrimSpace(text), ",") {
+		if part == "" {
+			continue
+		}
+		from, to, isRange := strings.Cut(part, "-")
+		if !isRange {
+			to = from
+		}
+		a, err1 := strconv.Atoi(from)
+		b, err2 := strconv.Atoi(to)
+		if err1 != nil || err2 != nil || a < 0 || b < a || b > most {
+			return nil, fmt.Errorf("%q is not a list of numbers", text)
+		}
+		for n := a; n <= b; n++ {
+			list = append(list, n)
+		}
+	}
+	return list, nil
+}
+
+func showList(list []int) string {
+	words := make([]string, len(list))
+	for i, n := range list {
+		words[i] = strconv.Itoa(n)
+	}
+	return strings.Join(words, ",")
+}
