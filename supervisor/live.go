@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"crunch-oci/keep"
 	"crunch-oci/supervisor/mounts"
@@ -25,6 +26,14 @@ var (
 	errNoMount   = errors.New("the FUSE server has ended, and what was in new collections is lost")
 	errNotStored = errors.New("the FUSE server could not store it, see arv-mount.txt")
 	errMountHung = errors.New("the FUSE server does not answer")
+)
+
+// liveTimeout bounds how long the FUSE server may take to store what it has in
+// memory, which is a few blocks at most, with all its retries; openTimeout, how
+// long it may take for what needs no Keep.
+const (
+	liveTimeout = 15 * time.Minute
+	openTimeout = time.Minute
 )
 
 // onMount calls f, which touches the FUSE mount, and returns when it does, when
@@ -81,6 +90,8 @@ func (r *run) createOutputFile(ctx context.Context, file *mounts.OutputFile) (*o
 	if !plan.OutputIsCollection {
 		return plan.CreateOutputFile(file)
 	}
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
 	return onMount(ctx, r, func() (*os.File, error) {
 		return plan.CreateOutputFile(file)
 	}, func(f *os.File) { _ = f.Close() })
@@ -93,6 +104,8 @@ func (r *run) liveCollection(ctx context.Context, target string) (*keep.Collecti
 	if !ok {
 		return nil, fmt.Errorf("no new collection is mounted at %q", target)
 	}
+	ctx, cancel := context.WithTimeout(ctx, liveTimeout)
+	defer cancel()
 	text, err := onMount(ctx, r, func() ([]byte, error) {
 		return os.ReadFile(filepath.Join(dir, liveRecord))
 	}, func([]byte) {})

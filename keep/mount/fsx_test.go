@@ -279,7 +279,7 @@ func TestFsxFlakyKeep(t *testing.T) {
 		case !fail:
 			proxyTo(t, real, rw, r)
 		case how == 0:
-			http.Error(rw, "no luck", 503)
+			http.Error(rw, "no luck", http.StatusServiceUnavailable)
 		case how == 1:
 			panic(http.ErrAbortHandler)
 		default: // stored, but nobody is told; or read, but wrong

@@ -224,6 +224,17 @@ func TestTmpErrors(t *testing.T) {
 	}
 }
 
+// What is written shows in the statistics.
+func TestTmpStatistics(t *testing.T) {
+	w := newWorld(t)
+	w.mount("--mount-tmp", "tmp0", "--crunchstat-interval", "0.05")
+	must(t, os.WriteFile(w.path("tmp0", "f"), []byte("hello"), 0o600))
+	w.waitLog(regexp.MustCompile(`(?m)^crunchstat: blkio:0:0 5 write 0 read -- interval 0\.0500 seconds `))
+	w.waitLog(regexp.MustCompile(`(?m)^crunchstat: fuseops 1 write 0 read -- `))
+	w.waitLog(regexp.MustCompile(`(?m)^crunchstat: fuseop:write 1 count `))
+	w.waitLog(regexp.MustCompile(`(?m)^crunchstat: fuseop:create 1 count `))
+}
+
 // Without --read-write nothing is writable.
 func TestTmpReadOnly(t *testing.T) {
 	w := newWorld(t)
@@ -311,7 +322,7 @@ func TestTmpKeepAway(t *testing.T) {
 	real, _ := http.NewRequest("GET", w.url, nil)
 	w.url = newHTTPServer(t, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		if away.Load() && r.Method == "PUT" {
-			http.Error(rw, "full up", 503)
+			http.Error(rw, "full up", http.StatusServiceUnavailable)
 			return
 		}
 		proxyTo(t, real.URL.String(), rw, r)
@@ -352,7 +363,7 @@ func proxyTo(t testing.TB, url string, rw http.ResponseWriter, r *http.Request) 
 	out.URL.Scheme, out.URL.Host, out.Host = "http", target.URL.Host, target.URL.Host
 	resp, err := http.DefaultTransport.RoundTrip(out)
 	if err != nil {
-		http.Error(rw, err.Error(), 502)
+		http.Error(rw, err.Error(), http.StatusBadGateway)
 		return
 	}
 	defer resp.Body.Close()

@@ -286,7 +286,8 @@ func (s *server) readLive(cancel <-chan struct{}, h *handle, input *fuse.ReadIn,
 	ctx, end := s.request(cancel, &input.InHeader)
 	defer end()
 	n, err := h.file.ReadAtContext(ctx, buf, int64(input.Offset))
-	if err != nil && n < len(buf) && !errors.Is(err, io.EOF) {
+	// Not errors.Is: a connection that was cut off is an EOF, too, inside.
+	if err != nil && err != io.EOF {
 		return nil, s.readFailure(ctx, h.live.name+"/"+h.place.file.Path(), int64(input.Offset)+int64(n), err)
 	}
 	s.stats.readBytes.Add(int64(n))
