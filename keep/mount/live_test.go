@@ -439,3 +439,26 @@ func TestTmpListing(t *testing.T) {
 		t.Errorf("%d entries, %v", len(list), err)
 	}
 }
+
+// A block that cannot be had because its connection is cut off is an error, not
+// the end of the file.
+func TestTmpReadCutOff(t *testing.T) {
+	w := newWorld(t)
+	real := w.url
+	w.url = newHTTPServer(t, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet {
+			panic(http.ErrAbortHandler)
+		}
+		proxyTo(t, real, rw, r)
+	}))
+	w.mount("--mount-tmp", "tmp0")
+	name := w.path("tmp0", "f")
+	must(t, os.WriteFile(name, []byte("hello"), 0o600))
+	record(t, w.path("tmp0")) // from now on it is in Keep only
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_DIRECT, 0)
+	must(t, err)
+	defer f.Close()
+	if n, err := f.ReadAt(make([]byte, 100), 0); !errors.Is(err, syscall.EIO) {
+		t.Errorf("read %d bytes, %v", n, err)
+	}
+}
