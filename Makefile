@@ -71,6 +71,7 @@ run: ## run a first container: a small Debian busybox image, an input, an output
 .PHONY: test
 test: ## static checks, the release build, and every test, as root, with real containers
 	@scripts/deps.sh build run test
+	@scripts/validation-suite.sh create default linux_ns_itype process_user root_readonly_true >/dev/null
 	@$(MAKE) --no-print-directory build lint release versitygw
 	go test -tags $(TAGS) -race -timeout 30m ./...
 
