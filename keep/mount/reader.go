@@ -19,8 +19,11 @@ const (
 	// aheadMost and aheadBlocks are how far to fetch ahead at most: four full
 	// blocks, or a number of small ones. It begins with one block and grows
 	// with what has been read through: twice as much may turn out to be in vain.
-	aheadMost   = 4 * keep.MaxBlockSize
-	aheadBlocks = 16
+	// A cache in memory may hold only four: one would be dropped before it is
+	// read.
+	aheadMost       = 4 * keep.MaxBlockSize
+	aheadMostMemory = 2 * keep.MaxBlockSize
+	aheadBlocks     = 16
 	// aheadSlack is how far reads may arrive out of order and still count as
 	// reading through: the kernel's own read-ahead is served in parallel.
 	aheadSlack = 8 << 20
@@ -34,6 +37,7 @@ type blockReader struct {
 	blocks   keep.BlockReader
 	ranges   keep.BlockRangeReader // nil if blocks cannot
 	prefetch keep.Prefetcher       // nil if blocks cannot
+	most     int64                 // bytes to fetch ahead of a reader
 
 	mu     sync.Mutex
 	failed map[string]failure // by hash
@@ -52,7 +56,9 @@ func (e *repeatedError) Unwrap() error { return e.err }
 
 func newBlockReader(b Backend) *blockReader {
 	r := &blockReader{blocks: b.Blocks, failed: make(map[string]failure)}
+	r.most = aheadMostMemory
 	if !b.InMemory {
+		r.most = aheadMost
 		r.ranges, _ = b.Blocks.(keep.BlockRangeReader)
 	}
 	r.prefetch, _ = b.Blocks.(keep.Prefetcher)
@@ -169,7 +175,7 @@ func (a *readAhead) sequential(off int64, n int) bool {
 func (r *blockReader) readAhead(segs *segments, current int, ahead *readAhead) {
 	here := segs.list[current].Locator.Hash()
 	var bytes int64
-	window := min(max(2*ahead.run.Load(), keep.MaxBlockSize), aheadMost)
+	window := min(max(2*ahead.run.Load(), keep.MaxBlockSize), r.most)
 	blocks := 0
 	for i := current + 1; i < len(segs.list) && blocks < aheadBlocks; i++ {
 		loc := segs.list[i].Locator
