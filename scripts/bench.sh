@@ -13,7 +13,7 @@ run() {
 	shift 2
 	echo "== go test $package -bench $pattern $*"
 	sync
-	go test -tags $tags -run '^$' -bench "$pattern" -timeout 60m "$@" "$package" | grep -E '^Benchmark|^\||--- FAIL|panic' || true
+	go test -tags $tags -run '^$' -bench "$pattern" -timeout 60m "$@" "$package" | grep -E '^Benchmark|^load|^\||--- FAIL|panic' || true
 }
 
 uname -sr
@@ -25,5 +25,6 @@ run ./bench 'Output' -benchtime 1x
 run ./imagestore 'Unpack' -benchtime 3x
 run ./keep 'Get|Put|MD5|CollectionRead|CollectionWrite'
 run ./keep/mount 'SequentialRead|CachedRead|HTTP'
+KEEP_BENCH_MIB=2048 KEEP_BENCH_FILES=58000 KEEP_BENCH_COLLECTIONS=2000 KEEP_BENCH_RUNS=5 run ./keep/mount 'Table' -benchtime 1x
 run ./keep/keepstore 'Server' -benchtime 3x
 run ./localcluster 'Start'

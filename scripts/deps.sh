@@ -12,6 +12,7 @@ packages() {
 	# clients, a virtual machine.
 	test) echo "
 		busybox-static
+		curl
 		rclone
 		cadaver
 		skopeo
