@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -48,6 +47,10 @@ func TestKilledMidWrite(t *testing.T) {
 	root := t.TempDir()
 	var confirmed sync.Map
 	for round := range 4 {
+		left, _ := filepath.Glob(root + "/???/tmp*")
+		for _, name := range left {
+			os.Remove(name)
+		}
 		cmd := exec.Command("/proc/self/exe")
 		cmd.Env = []string{serveVariable + "=" + root}
 		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -69,7 +72,7 @@ func TestKilledMidWrite(t *testing.T) {
 		for writer := range 3 {
 			wg.Go(func() {
 				for i := 0; ; i++ {
-					data := randomBytes(uint64(round*1000+writer*100+i%100), 1<<20+i)
+					data := randomBytes(uint64(round*1000+writer*100+i%100), 24<<20+i)
 					req, _ := http.NewRequest("PUT", "http://"+strings.TrimSpace(line)+"/"+md5hex(data), strings.NewReader(string(data)))
 					resp, err := client.Do(req)
 					if err != nil {
@@ -84,7 +87,8 @@ func TestKilledMidWrite(t *testing.T) {
 				}
 			})
 		}
-		waitFor(t, "some blocks", func() bool { return done.Load() > int64(3+rand.IntN(10)) })
+		waitFor(t, "some block", func() bool { return done.Load() > 0 })
+		waitFor(t, "a file that is not whole yet", func() bool { return halfWritten(root) })
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		wg.Wait()
@@ -111,6 +115,17 @@ func TestKilledMidWrite(t *testing.T) {
 		}
 		return true
 	})
+}
+
+// halfWritten tells whether there is a file with a part of its content.
+func halfWritten(root string) bool {
+	files, _ := filepath.Glob(root + "/???/*")
+	for _, name := range files {
+		if fi, err := os.Stat(name); err == nil && fi.Size() > 0 && fi.Size() < 24<<20 {
+			return true
+		}
+	}
+	return false
 }
 
 // One of two volumes is full, or has become read-only: the other one takes all.
