@@ -37,7 +37,7 @@ type Cgroup struct {
 	// "" is the v2 hierarchy. Controllers mounted together share a directory.
 	Dirs map[string]string `json:"dirs"`
 	// Made lists the directories, parents before children, that did not exist
-	// before the group.
+	// before the group, or were made for another group.
 	Made []string `json:"made"`
 }
 
@@ -51,7 +51,9 @@ func New(dirs map[string]string) (*Cgroup, error) {
 			return nil, fmt.Errorf("cgroup directory %q is not a clean absolute path", dir)
 		}
 		for d := range parents(dir) {
-			if _, err := os.Lstat(d); !errors.Is(err, fs.ErrNotExist) {
+			// One that another group's owner made may be gone, and made again,
+			// before this group is.
+			if _, err := os.Lstat(d); !errors.Is(err, fs.ErrNotExist) && !isMadeByUs(d) {
 				break
 			}
 			c.Made = append(c.Made, d)
@@ -205,7 +207,11 @@ func (c *Cgroup) Delete(ctx context.Context) error {
 			}
 			err := unix.Rmdir(d)
 			if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.ENOTEMPTY) {
-				break // in use by another container
+				// In use by another container, which must know that it is to
+				// remove it: whoever made it may have been killed before it
+				// said so.
+				_ = unix.Lsetxattr(d, madeByUs, []byte("1"), 0)
+				break
 			}
 			if err != nil && !errors.Is(err, unix.ENOENT) {
 				errs = append(errs, &fs.PathError{Op: "rmdir", Path: d, Err: err})

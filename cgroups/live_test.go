@@ -299,6 +299,45 @@ func TestSharedParentIsRemovedByTheLast(t *testing.T) {
 	}
 }
 
+// Whoever made the shared parent may have been killed before it was marked as
+// made. When that is cleaned up the parent is in use, and whoever is last removes
+// it all the same.
+func TestSharedParentThatWasNotMarked(t *testing.T) {
+	base := ownDirs(t, "crunch-oci-test-mark-"+strconv.Itoa(os.Getpid()))
+	at := func(name string) *Cgroup {
+		dirs := make(map[string]string)
+		for k, d := range base {
+			dirs[k] = filepath.Join(d, name)
+		}
+		c, err := New(dirs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	killed := at("a")
+	for _, d := range base {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other := at("b")
+	if err := other.Create(); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []*Cgroup{killed, other} {
+		if err := c.Delete(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, d := range base {
+		if _, err := os.Stat(d); err == nil {
+			t.Errorf("%s is left behind", d)
+			_ = os.Remove(d)
+		}
+	}
+}
+
 func TestOOMKillsAndStats(t *testing.T) {
 	c := newLive(t, ownDirs(t, testName()))
 	if n, err := c.OOMKills(); err != nil || n != 0 {
