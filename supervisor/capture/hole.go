@@ -1,6 +1,8 @@
 package capture
 
 import (
+	"errors"
+	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -17,7 +19,7 @@ const longHole = keep.MaxBlockSize
 // holes finds the long holes of a file (lseek(2), SEEK_DATA and SEEK_HOLE). A
 // file system that knows of none has only data.
 type holes struct {
-	f *os.File
+	f io.Seeker
 	// next is where the next hole may begin: before, there is nothing to be
 	// skipped. -1 if there is none any more.
 	next int64
@@ -39,13 +41,19 @@ func (h *holes) skip(off int64) (int64, error) {
 		return off, nil
 	}
 	to, err := h.f.Seek(off, unix.SEEK_DATA)
-	if err != nil { // ENXIO: nothing but a hole, or the file is shorter now
+	switch {
+	case errors.Is(err, unix.ENXIO): // nothing but a hole, or the file is shorter now
 		h.next = -1
 		if to, err = h.f.Seek(0, unix.SEEK_END); err != nil {
 			return 0, err
 		}
-	} else if h.next, err = h.f.Seek(to, unix.SEEK_HOLE); err != nil {
-		h.next = -1
+	case err != nil:
+		// Nobody knows. Reading tells what there is, or why it cannot be read.
+		h.next, to = -1, off
+	default:
+		if h.next, err = h.f.Seek(to, unix.SEEK_HOLE); err != nil {
+			h.next = -1
+		}
 	}
 	if to-off < longHole {
 		to = off

@@ -108,3 +108,30 @@ func TestHolesOfFilesThatShrink(t *testing.T) {
 		t.Errorf("goes on at %d, %v", off, err)
 	}
 }
+
+// blind is a file on a file system that does not say where its holes are.
+type blind struct{ *os.File }
+
+func (b blind) Seek(off int64, whence int) (int64, error) {
+	if whence == unix.SEEK_DATA {
+		return 0, &os.PathError{Op: "seek", Path: b.Name(), Err: unix.EIO}
+	}
+	return b.File.Seek(off, whence)
+}
+
+// Where holes cannot be found data is not taken for one.
+func TestHolesThatCannotBeFound(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	sparse(t, path, 1<<30, map[int64]string{1<<29 + 5: "data"})
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	h := holes{f: blind{f}}
+	for _, at := range []int64{1 << 29, 1 << 28} {
+		if off, err := h.skip(at); off != at || err != nil {
+			t.Errorf("goes on at %d instead of %d, %v", off, at, err)
+		}
+	}
+}
