@@ -1,6 +1,12 @@
 package keep
 
-import "strings"
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"strings"
+	"time"
+)
 
 // RefreshSignatures takes over the signatures of manifest, the same collection's
 // or any other's, where they expire later than those that the files have now.
@@ -20,29 +26,94 @@ func (c *Collection) RefreshSignatures(manifest string) {
 			fresh[loc.Hash()] = loc
 		}
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.root.refresh(fresh, make(map[*source]bool))
+	c.refresh(fresh)
 }
 
-func (n *node) refresh(fresh map[string]Locator, seen map[*source]bool) {
+// refresh takes over the signatures in fresh, which is by hash.
+func (c *Collection) refresh(fresh map[string]Locator) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.eachStored(func(b *placedBlock) {
+		loc := fresh[b.loc.Hash()]
+		if loc.size == b.loc.size && laterSigned(loc, b.loc) {
+			b.loc = loc.clone()
+		}
+	})
+}
+
+// eachStored calls fn for the blocks of everything that is stored. The caller
+// holds the lock.
+func (c *Collection) eachStored(fn func(*placedBlock)) {
+	seen := make(map[*source]bool)
+	visit := func(s *source) {
+		if s == nil || seen[s] {
+			return
+		}
+		seen[s] = true
+		for i := range s.blocks {
+			fn(&s.blocks[i])
+		}
+	}
+	c.root.eachSource(visit)
+	for n := range c.orphans {
+		n.eachSource(visit)
+	}
+	for _, zeros := range c.zeros {
+		visit(zeros)
+	}
+}
+
+func (n *node) eachSource(visit func(*source)) {
 	for _, e := range n.extents {
-		if seen[e.src] {
-			continue
-		}
-		seen[e.src] = true
-		for i, b := range e.src.blocks {
-			loc := fresh[b.loc.Hash()]
-			if loc.size == b.loc.size && laterSigned(loc, b.loc) {
-				e.src.blocks[i].loc = loc.clone()
-			}
-		}
+		visit(e.src)
 	}
 	if n.dir != nil {
 		for _, e := range n.dir.entries {
-			e.refresh(fresh, seen)
+			e.eachSource(visit)
 		}
 	}
+}
+
+// Renew reads the blocks whose signatures end before until and stores them
+// again, one after the other. That gives them new signatures, and new time
+// stamps: a collection of which there is no record has nothing else to keep its
+// blocks from being taken for garbage after BlobSigningTTL. The first error is
+// returned; the blocks it does not concern are renewed all the same.
+func (c *Collection) Renew(ctx context.Context, until time.Time) (err error) {
+	if c.writer == nil {
+		return ErrNoWriter
+	}
+	old := make(map[string]Locator)
+	c.mu.RLock()
+	opts := c.opts
+	c.eachStored(func(b *placedBlock) {
+		if end, ok := b.loc.SignedUntil(); ok && end.Before(until) {
+			old[b.loc.Hash()] = b.loc
+		}
+	})
+	c.mu.RUnlock()
+	fresh := make(map[string]Locator, len(old))
+	for hash, loc := range old {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		again, failed := c.storeAgain(ctx, loc, opts)
+		if failed != nil {
+			err = cmp.Or(err, fmt.Errorf("renew block %s: %w", loc.WithoutHints(), failed))
+			continue
+		}
+		fresh[hash] = again
+	}
+	c.refresh(fresh)
+	return err
+}
+
+func (c *Collection) storeAgain(ctx context.Context, loc Locator, opts WriteOptions) (Locator, error) {
+	data, err := c.blocks.ReadBlock(ctx, loc)
+	if err != nil {
+		return Locator{}, err
+	}
+	return c.writer.WriteBlock(ctx, data, opts)
 }
 
 // laterSigned tells whether a is signed, and for longer than b if b is.

@@ -169,14 +169,20 @@ type world struct {
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
+	return newWorldTTL(t, 336*time.Hour)
+}
+
+// newWorldTTL is newWorld with block signatures that last for ttl.
+func newWorldTTL(t testing.TB, ttl time.Duration) *world {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("mounting needs root")
 	}
 	w := &world{t: t, api: t.TempDir(), root: t.TempDir(), dir: t.TempDir(), stderr: new(lockedBuffer)}
-	w.signer = keep.Signer{Key: signingKey, TTL: 336 * time.Hour}
+	w.signer = keep.Signer{Key: signingKey, TTL: ttl}
 	var err error
 	w.store, err = keepstore.New(keepstore.Config{
-		BlobSigning: true, BlobSigningKey: signingKey, MaxKeepBlobBuffers: 8, NoSync: true,
+		BlobSigning: true, BlobSigningKey: signingKey, BlobSigningTTL: ttl, MaxKeepBlobBuffers: 8, NoSync: true,
 		Volumes: []keepstore.VolumeConfig{{UUID: "zzzzz-nyw5e-000000000000000", Root: w.root}},
 	})
 	if err != nil {

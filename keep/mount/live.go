@@ -81,10 +81,12 @@ func (l *live) know(n keep.Node) place {
 	defer l.mu.Unlock()
 	ln := l.index[n]
 	if ln == nil {
-		ln = &liveNode{id: l.next, node: n}
-		if l.next++; l.next < liveFirst {
-			l.next = liveFirst
+		ln = &liveNode{node: n}
+		for l.next < liveFirst || l.nodes[l.next] != nil { // after 2^32 of them
+			l.next++
 		}
+		ln.id = l.next
+		l.next++
 		l.nodes[ln.id], l.index[n] = ln, ln
 	}
 	ln.refs++
@@ -157,6 +159,26 @@ func (s *server) retryUploads(ctx context.Context) {
 			if err := l.files.Err(); err != nil {
 				s.writeError(l, err)
 				_ = l.files.Flush(ctx, "", true) // fails only with ctx
+			}
+		}
+	}
+}
+
+// renewBlocks keeps what is stored of the new collections readable, savable and
+// from being collected as garbage, until ctx ends: a container may run for
+// longer than signatures last. Those of half that time are renewed.
+func (s *server) renewBlocks(ctx context.Context) {
+	ticker := time.NewTicker(max(s.ttl/8, time.Second))
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		for _, l := range s.live {
+			if err := l.files.Renew(ctx, time.Now().Add(s.ttl/2)); err != nil && ctx.Err() == nil {
+				s.log.warningf("collection %s: signatures of stored blocks cannot be renewed, trying again later: %v", l.name, err)
 			}
 		}
 	}

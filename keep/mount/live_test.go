@@ -462,3 +462,22 @@ func TestTmpReadCutOff(t *testing.T) {
 		t.Errorf("read %d bytes, %v", n, err)
 	}
 }
+
+// A container may run for longer than block signatures last.
+func TestLiveSignaturesRenewed(t *testing.T) {
+	const ttl = 16 * time.Second
+	w := newWorldTTL(t, ttl)
+	// The mount takes them for old as soon as it looks, every 4 s.
+	w.mountEnv([]string{fmt.Sprintf("MOUNT_TEST_TTL=%d", 2*ttl/time.Second)}, "--mount-tmp", "tmp0")
+	dir := w.path("tmp0")
+	must(t, os.WriteFile(dir+"/file", []byte("content"), 0o666))
+	expiry := func() time.Time { return signatureExpiry(record(t, dir)["manifest_text"].(string)) }
+	first := expiry()
+	if first.IsZero() {
+		t.Fatal("no signature")
+	}
+	waitFor(t, "newer signatures", func() bool { return expiry().After(first) })
+	if got := content(t, w.saved(dir), "file"); got != "content" {
+		t.Errorf("%q", got)
+	}
+}

@@ -98,6 +98,7 @@ func Run(ctx context.Context, opts Options, b Backend, ready func(), stderr io.W
 	}
 	if len(s.live) > 0 {
 		s.background(s.retryUploads)
+		s.background(s.renewBlocks)
 	}
 	if b.Idle != nil {
 		s.background(func(ctx context.Context) { s.watchIdle(ctx, b.Idle) })
