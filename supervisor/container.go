@@ -75,6 +75,7 @@ func (r *run) createContainer(ctx context.Context) error {
 	}
 	r.container.streams = s
 	r.undo.Add("close streams", s.close)
+	r.inputs.from.forget()
 	p, err := r.Runtime.Create(ctx, r.UUID, bundle, s.stdio)
 	if err != nil {
 		return createError(err)

@@ -128,9 +128,9 @@ func (r *run) reportMountError(pattern, line string) {
 	r.warnLater(warning{source: "arv-mount", text: "arv-mount: " + pattern, detail: line})
 }
 
-// collections reads the collections of one run, each record only once. It never
-// goes through the FUSE mount, which may hang; and it opens as many blocks as
-// are asked for, no more.
+// collections reads the collections of one run, each record only once before
+// the container runs and once after. It never goes through the FUSE mount, which
+// may hang; and it opens as many blocks as are asked for, no more.
 type collections struct {
 	account Account
 
@@ -157,6 +157,15 @@ func (c *collections) OpenCollection(ctx context.Context, id string) (*keep.Coll
 	}
 	c.open[id] = coll
 	return coll, nil
+}
+
+// forget makes it read the records anew. The container may run for longer than
+// the signatures in them last, and what is captured of them is saved with those;
+// nor is a large manifest worth the memory meanwhile. What is open stays so.
+func (c *collections) forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.open = nil
 }
 
 // Collection implements mounts.Inputs.

@@ -63,6 +63,7 @@ func (r *run) captureOnce(ctx context.Context) (manifest string, err error) {
 		return "", fmt.Errorf("make output collection: %w", err)
 	}
 	defer func() { err = errors.Join(err, out.Close()) }()
+	r.inputs.from.forget() // an earlier attempt may be days ago
 	return capture.Run(ctx, capture.Config{
 		Mounts: r.record.Mounts, SecretMounts: r.inputs.secrets,
 		OutputPath: r.record.OutputPath, OutputGlob: r.record.OutputGlob,
