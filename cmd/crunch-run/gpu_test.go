@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -322,9 +323,12 @@ func TestGPUsOnCluster(t *testing.T) {
 			"stack": "cuda", "device_count": 1, "driver_version": "12.4", "hardware_target": []string{capability}, "vram": 40 << 30,
 		}}}
 	}
-	uuid := c.submit(t, image, sh("ls /dev/nvidia[0-9]; while ! [ -e /out/stop ]; do sleep 0.1; done"), wants("8.0"))
+	uuid := c.submit(t, image, sh("ls /dev/nvidia[0-9]; exec sleep 4247"), wants("8.0"))
 	p := c.supervise(t, n, uuid)
 	p.stderr.mustSay(t, "Waiting for container to finish")
+	waitFor(t, "the list of devices to be complete", func() bool {
+		return slices.ContainsFunc(n.processes(), func(p foundProcess) bool { return p.command == "sleep 4247" })
+	})
 	driver.FailWithXID(0, 48)
 	waitFor(t, "the error in the record", func() bool { return len(c.container(t, uuid).RuntimeStatus) > 0 })
 	if status := fmt.Sprint(c.container(t, uuid).RuntimeStatus); !strings.Contains(status, "GPU error: XID 48") || !strings.Contains(status, "GPU 0 (GPU-00000000-0000-0000-0000-000000000000): XID 48") {

@@ -10,6 +10,8 @@ import (
 	"path"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"crunch-oci/keep"
 )
 
@@ -54,13 +56,13 @@ func walk(dir, rel string, depth int, fn func(src, dst string, fi fs.FileInfo) e
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return err
+		return followed(err)
 	}
 	for _, e := range entries {
 		src, dst := filepath.Join(dir, e.Name()), path.Join(rel, e.Name())
 		fi, err := os.Stat(src) // follows links
 		if err != nil {
-			return err
+			return followed(err)
 		}
 		if !fi.IsDir() && !fi.Mode().IsRegular() {
 			return fmt.Errorf("%s: %w", src, errSpecialFile)
@@ -75,6 +77,16 @@ func walk(dir, rel string, depth int, fn func(src, dst string, fi fs.FileInfo) e
 		}
 	}
 	return nil
+}
+
+// followed explains an error of following links. The kernel follows 40 in a path
+// (path_resolution(7)), and fewer when it has to start over halfway, so that it
+// may give up before walk does.
+func followed(err error) error {
+	if errors.Is(err, unix.ELOOP) {
+		return fmt.Errorf("%w; does a link lead back up?", err)
+	}
+	return err
 }
 
 // CopyFile stores one file of the host in c.

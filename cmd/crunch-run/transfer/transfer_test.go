@@ -142,7 +142,7 @@ func TestThereAndBack(t *testing.T) {
 // twice.
 func TestPutTree(t *testing.T) {
 	s := session(t)
-	dir := tree(t, map[string]string{"a/x": "1", "b/a/x": "2", "b/f": "3", "f": "4", "loop/up/up": "->..", "dangling/l": "->nowhere"})
+	dir := tree(t, map[string]string{"a/x": "1", "b/a/x": "2", "b/f": "3", "f": "4", "loop/up/up": "->..", "dangling/l": "->nowhere", "self/l": "->l"})
 	special := t.TempDir()
 	if err := unix.Mkfifo(filepath.Join(special, "pipe"), 0o644); err != nil {
 		t.Fatal(err)
@@ -175,6 +175,7 @@ func TestPutTree(t *testing.T) {
 		"a pipe itself":  {[]string{special + "/pipe"}, "neither a file nor a directory"},
 		"dangling link":  {in("dangling"), "no such file"},
 		"link back up":   {in("loop"), "does a link lead back up?"},
+		"link to itself": {in("self"), "does a link lead back up?"},
 		"no name":        {[]string{""}, "no such file"},
 	} {
 		if _, err := s.PutTree(t.Context(), c.paths, nil, nil); err == nil || !strings.Contains(err.Error(), c.says) {
