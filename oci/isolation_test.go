@@ -59,7 +59,9 @@ func TestNamespacesAndProcesses(t *testing.T) {
 }
 
 func TestNetworkNoneHasLoopback(t *testing.T) {
-	got := runScript(t, "ip addr show lo | grep -c 'inet 127.0.0.1'; ip link | grep -c '^[0-9]'; grep -c . /proc/net/route; (echo hi | nc -l -p 9 >/dev/null &); i=0; until echo | nc 127.0.0.1 9 2>/dev/null; do i=$((i+1)); [ $i -lt 200 ] || exit 1; sleep 0.05; done",
+	got := runScript(t, "ip addr show lo | grep -c 'inet 127.0.0.1'; ip link | grep -c '^[0-9]'; grep -c . /proc/net/route; "+
+		// A server that is told nothing ends when its client does, not before.
+		"mkfifo /tmp/f; exec 3<>/tmp/f; nc -l -p 9 <&3 >/tmp/got & i=0; until echo hi | nc 127.0.0.1 9 2>/dev/null; do i=$((i+1)); [ $i -lt 200 ] || exit 1; sleep 0.05; done; wait; cat /tmp/got",
 		func(r *oci.Request) { r.User = "alice" })
 	if got != "1\n1\n1\nhi\n" {
 		// One interface, no route, and a low port open to any user.
