@@ -49,7 +49,13 @@ func MountMappedRootfs(s *Snapshot, dir, upper, work string, ids idmap.Range) (e
 		}
 		lower = append(lower, view)
 	}
-	return mountRootfs(s, lower, dir, upper, work, ids)
+	err = mountRootfs(s, lower, dir, upper, work, ids)
+	if errors.Is(err, unix.EINVAL) && onNetwork(upper) == "" {
+		// So say kernels that can map the ids of layers, but not of an overlay's
+		// (from 5.12 to 5.18).
+		err = fmt.Errorf("%w (%w)", ErrIDMap, err)
+	}
+	return err
 }
 
 // mountMapped mounts directory dir on view, which is made, with the ids of ns.

@@ -51,7 +51,7 @@ func (r Range) Namespace() (*os.File, error) {
 		_, _ = p.Wait()
 	})
 	if err != nil {
-		return nil, fmt.Errorf("make a user namespace (see /proc/sys/user/max_user_namespaces): %w", err)
+		return nil, fmt.Errorf("make a user namespace (see /proc/sys/user/max_user_namespaces; /proc/sys/kernel/yama/ptrace_scope must not be 3): %w", err)
 	}
 	return ns, nil
 }

@@ -88,14 +88,9 @@ func (c *checker) tidy(remove func() error) {
 	}
 }
 
-// makeOverlay mounts one in scratch.
+// makeOverlay fills lower, and mounts an overlay of it in scratch.
 func makeOverlay(lower, scratch string) (root string, err error) {
-	for _, d := range []string{filepath.Join(lower, "dir"), filepath.Join(scratch, "upper"), filepath.Join(scratch, "work"), filepath.Join(scratch, "root")} {
-		if err := os.Mkdir(d, 0o755); err != nil {
-			return "", err
-		}
-	}
-	if err := os.Chmod(lower, 0o755); err != nil {
+	if err := errors.Join(os.Mkdir(filepath.Join(lower, "dir"), 0o755), os.Chmod(lower, 0o755)); err != nil {
 		return "", err
 	}
 	for name, text := range map[string][]byte{"true": trueProgram, "file": []byte("lower"), "dir/inner": nil} {
@@ -103,9 +98,19 @@ func makeOverlay(lower, scratch string) (root string, err error) {
 			return "", err
 		}
 	}
+	return mountOverlay(lower, scratch)
+}
+
+// mountOverlay mounts one of lower below dir, where its other directories are made.
+func mountOverlay(lower, dir string) (root string, err error) {
+	for _, name := range []string{"upper", "work", "root"} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
+			return "", err
+		}
+	}
 	// Short names, without what mount(2) gives a meaning to.
 	var options []string
-	for _, o := range []struct{ name, dir string }{{"lowerdir", lower}, {"upperdir", filepath.Join(scratch, "upper")}, {"workdir", filepath.Join(scratch, "work")}} {
+	for _, o := range []struct{ name, dir string }{{"lowerdir", lower}, {"upperdir", filepath.Join(dir, "upper")}, {"workdir", filepath.Join(dir, "work")}} {
 		f, err := os.Open(o.dir)
 		if err != nil {
 			return "", err
@@ -113,7 +118,7 @@ func makeOverlay(lower, scratch string) (root string, err error) {
 		defer f.Close()
 		options = append(options, fmt.Sprintf("%s=/proc/self/fd/%d", o.name, f.Fd()))
 	}
-	root = filepath.Join(scratch, "root")
+	root = filepath.Join(dir, "root")
 	if err := unix.Mount("crunch-run-check", root, "overlay", 0, strings.Join(options, ",")); err != nil {
 		return "", fmt.Errorf("mount: %w", err)
 	}

@@ -2,6 +2,7 @@ package nodecheck
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 
@@ -19,12 +20,7 @@ func (c *checker) tryMapping(lower, scratch string) {
 		return
 	}
 	defer ns.Close()
-	tree, err := unix.OpenTree(unix.AT_FDCWD, lower, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
-	if err == nil {
-		err = unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(ns.Fd())})
-		err = errors.Join(err, unix.Close(tree))
-	}
-	if err != nil {
+	if err := overlayMapped(lower, scratch, ns); err != nil {
 		c.fail("put store-dir on ext4, xfs or btrfs, with Linux 5.19 or later, or set user-namespace: off", "the site wants user namespaces, but the image store cannot be mounted with other ids: %v", err)
 		return
 	}
@@ -35,4 +31,36 @@ func (c *checker) tryMapping(lower, scratch string) {
 		}
 	}
 	c.ok("image store with the ids of user namespaces")
+}
+
+// overlayMapped mounts an overlay of lower with the ids of ns, and takes it off
+// again: there are kernels that can map ids, and have no overlays of what is
+// mapped (before 5.19).
+func overlayMapped(lower, scratch string, ns *os.File) (err error) {
+	view, dir := filepath.Join(scratch, "mapped"), filepath.Join(scratch, "of-mapped")
+	if err := errors.Join(os.Mkdir(view, 0o700), os.Mkdir(dir, 0o700)); err != nil {
+		return err
+	}
+	tree, err := unix.OpenTree(unix.AT_FDCWD, lower, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return os.NewSyscallError("open_tree", err)
+	}
+	defer unix.Close(tree)
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(ns.Fd())}
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		return os.NewSyscallError("mount_setattr", err)
+	}
+	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, view, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return os.NewSyscallError("move_mount", err)
+	}
+	off := func(root string) {
+		err = errors.Join(err, os.NewSyscallError("umount2", unix.Unmount(root, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)))
+	}
+	defer off(view)
+	root, err := mountOverlay(view, dir)
+	if err != nil {
+		return fmt.Errorf("an overlay of it: %w", err)
+	}
+	off(root)
+	return err
 }
