@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -29,6 +30,7 @@ type Cache struct {
 	byHash    map[string]*list.Element // of *cached
 	lru       *list.List               // most recently used first
 	bytes     int64                    // in lru
+	dropped   int64                    // from lru since garbage was last collected for it
 	ahead     int64                    // bytes of prefetches under way
 	closed    bool
 	idleTimer *time.Timer
@@ -192,12 +194,33 @@ func (c *Cache) fetch(ctx context.Context, loc Locator) ([]byte, error) {
 		if data := c.lookup(loc, false); data != nil {
 			return data, nil
 		}
+		c.makeRoom(loc.Size())
 		data, err := c.blocks.ReadBlock(ctx, loc)
 		if err == nil {
 			c.insert(loc.Hash(), data)
 		}
 		return data, err
 	})
+}
+
+// makeRoom is called before a block of so many bytes is fetched, not only when it
+// is there: else there would be the cache and all that is being fetched. What was
+// dropped is collected as soon as it is as much as a large block: the runtime
+// would wait until there is half the cache of it. There is little to be searched
+// for that beside the blocks, so that it takes a hundredth of the fetch.
+func (c *Cache) makeRoom(size int64) {
+	c.mu.Lock()
+	if size <= c.limit {
+		c.drop(c.limit - size)
+	}
+	collect := c.dropped >= MaxBlockSize
+	if collect {
+		c.dropped = 0
+	}
+	c.mu.Unlock()
+	if collect {
+		runtime.GC()
+	}
 }
 
 func (c *Cache) insert(hash string, data []byte) {
@@ -226,6 +249,7 @@ func (c *Cache) remove(e *list.Element) {
 	b := c.lru.Remove(e).(*cached)
 	delete(c.byHash, b.hash)
 	c.bytes -= int64(len(b.data))
+	c.dropped += int64(len(b.data))
 }
 
 // dropIdle removes the blocks that nobody has used since it last ran, and runs

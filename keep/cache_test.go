@@ -242,3 +242,28 @@ func TestCacheRange(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// There is room for a block before it arrives: what is held and what is being
+// fetched stay within the limit together.
+func TestCacheMakesRoomFirst(t *testing.T) {
+	store := &slowStore{newMemStore(), make(chan keep.Locator), make(chan struct{})}
+	cache := newCache(t, store, 300)
+	read := make(chan error, 1)
+	for i, loc := range storeBlocks(t, store, 4, 100) {
+		go func() {
+			_, err := cache.ReadBlock(t.Context(), loc)
+			read <- err
+		}()
+		<-store.asked
+		if got, want := cache.Stats().Bytes, int64(min(i, 2)*100); got != want {
+			t.Errorf("%d bytes are held while block %d is fetched, want %d", got, i, want)
+		}
+		store.let <- struct{}{}
+		if err := <-read; err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := cache.Stats().Bytes; got != 300 {
+		t.Errorf("%d bytes are held in the end", got)
+	}
+}
