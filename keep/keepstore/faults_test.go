@@ -237,7 +237,7 @@ func TestRaces(t *testing.T) {
 		},
 		"S3": func(t *testing.T) (*cluster, string) {
 			g := newGateway(t)
-			return g.store(func(cfg *Config, _ *S3Config) { cfg.BlobSigningTTL = ttl }), filepath.Join(g.dir, "recent", hash)
+			return g.store(func(cfg *Config, _ *S3Config) { cfg.BlobSigningTTL = ttl }), filepath.Join(g.Dir, "recent", hash)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/minio/minio-go/v7"
+
+	"crunch-oci/keep/keepstore/s3test"
 )
 
 // Blocks of all sizes come back, from keys where every keepstore looks for them.
@@ -36,10 +38,10 @@ func TestS3Blocks(t *testing.T) {
 				if r := c.do("HEAD", "/"+signed, userToken, nil); r.status != 200 || r.header.Get("Content-Length") != fmt.Sprint(len(data)) {
 					t.Errorf("HEAD: %+v", r)
 				}
-				if got := g.read(key); string(got) != string(data) {
+				if got := g.Read(key); string(got) != string(data) {
 					t.Errorf("%s has %d bytes, want %d", key, len(got), len(data))
 				}
-				if got := g.read("recent/" + key); len(got) != 0 {
+				if got := g.Read("recent/" + key); len(got) != 0 {
 					t.Errorf("recent/%s has %d bytes", key, len(got))
 				}
 			}
@@ -48,7 +50,7 @@ func TestS3Blocks(t *testing.T) {
 			}
 		})
 	}
-	if r := c.do("GET", "/mounts", rootToken, nil); !strings.Contains(r.body, `"device_id":"s3://`+strings.TrimPrefix(g.url, "http://")+`/blocks"`) {
+	if r := c.do("GET", "/mounts", rootToken, nil); !strings.Contains(r.body, `"device_id":"s3://`+strings.TrimPrefix(g.URL, "http://")+`/blocks"`) {
 		t.Errorf("/mounts: %s", r.body)
 	}
 }
@@ -58,10 +60,10 @@ func TestS3ExistingData(t *testing.T) {
 	g := newGateway(t)
 	foo, bar, odd := []byte("foo"), []byte("bar"), []byte("odd") // acbd18..., 37b51d..., ...
 	for _, data := range [][]byte{foo, bar, odd} {
-		g.write(md5hex(data), data)
+		g.Write(md5hex(data), data)
 	}
 	for _, key := range []string{"recent/" + md5hex(foo), "recent/" + md5hex(bar), "trash/" + md5hex(foo), "README", "abc/" + md5hex(foo), "recent/0"} {
-		g.write(key, nil)
+		g.Write(key, nil)
 	}
 	g.age("recent/"+md5hex(foo), 500*time.Hour)
 	c := g.store(func(_ *Config, s *S3Config) { s.IndexPageSize = 1 })
@@ -99,7 +101,7 @@ func TestS3Refresh(t *testing.T) {
 	data := randomBytes(4, s3ReadPiece+100)
 	key := md5hex(data)
 	signed := c.put(data)
-	path := filepath.Join(g.dir, key)
+	path := filepath.Join(g.Dir, key)
 	for _, again := range []func(){
 		func() { c.put(data) },
 		func() { c.want(c.do("TOUCH", "/"+key, rootToken, nil), 200, "") },
@@ -110,13 +112,13 @@ func TestS3Refresh(t *testing.T) {
 		if !os.SameFile(before, stat(t, path)) {
 			t.Error("a good copy was written again")
 		}
-		if age := time.Since(stat(t, filepath.Join(g.dir, "recent", key)).ModTime()); age > time.Hour {
+		if age := time.Since(stat(t, filepath.Join(g.Dir, "recent", key)).ModTime()); age > time.Hour {
 			t.Errorf("time stamp is %v old", age)
 		}
 	}
 	absent := md5hex([]byte("absent"))
 	c.want(c.do("TOUCH", "/"+absent, rootToken, nil), 404, "file does not exist\n")
-	if strings.Contains(g.keys(), absent) {
+	if strings.Contains(g.Keys(), absent) {
 		t.Error("a mark was made for a block that is not there")
 	}
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -132,7 +134,7 @@ func TestS3Refresh(t *testing.T) {
 	c.put(data)
 	c.want(c.do("GET", "/"+signed, userToken, nil), 200, string(data))
 	for name, wrong := range map[string][]byte{"empty": nil, "shorter": data[:5], "longer": append(data[:len(data):len(data)], 1)} {
-		g.write(key, wrong)
+		g.Write(key, wrong)
 		c.want(c.do("GET", "/"+signed, userToken, nil), 502, "checksum mismatch in stored data\n")
 		c.put(data)
 		if r := c.do("GET", "/"+signed, userToken, nil); r.status != 200 || r.body != string(data) {
@@ -158,7 +160,7 @@ func TestS3Trash(t *testing.T) {
 	c.want(c.do("DELETE", "/"+hash, rootToken, nil), 200, "")
 	c.want(c.do("GET", "/"+signed, userToken, nil), 404, "file does not exist\n")
 	c.want(c.do("DELETE", "/"+hash, rootToken, nil), 404, "file does not exist\n")
-	if got, want := g.keys(), "recent/"+hash+" trash/"+hash; got != want {
+	if got, want := g.Keys(), "recent/"+hash+" trash/"+hash; got != want {
 		t.Errorf("keys %q, want %q", got, want)
 	}
 	c.want(c.do("PUT", "/untrash/"+hash, rootToken, nil), 200, "")
@@ -176,11 +178,11 @@ func TestS3Trash(t *testing.T) {
 		c.want(c.do("PUT", "/trash", rootToken, fmt.Appendf(nil, `[{"locator":"%s+3","block_mtime":%d}]`, hash, ns)), 200, "")
 	}
 	list(ns + 1)
-	if err := vol.trash(context.Background(), hash, ns+1); err != nil || !strings.HasPrefix(g.keys(), hash) {
-		t.Errorf("%v, %s", err, g.keys())
+	if err := vol.trash(context.Background(), hash, ns+1); err != nil || !strings.HasPrefix(g.Keys(), hash) {
+		t.Errorf("%v, %s", err, g.Keys())
 	}
 	list(ns)
-	waitFor(t, "the block to be trashed", func() bool { return g.keys() == "recent/"+hash+" trash/"+hash })
+	waitFor(t, "the block to be trashed", func() bool { return g.Keys() == "recent/"+hash+" trash/"+hash })
 
 	// Trash stays for its lifetime, here one hour.
 	empty := func() string {
@@ -188,7 +190,7 @@ func TestS3Trash(t *testing.T) {
 		if err := vol.emptyTrash(context.Background()); err != nil {
 			t.Fatal(err)
 		}
-		return g.keys()
+		return g.Keys()
 	}
 	if got := empty(); !strings.Contains(got, "trash/"+hash) {
 		t.Errorf("keys %q", got)
@@ -199,7 +201,7 @@ func TestS3Trash(t *testing.T) {
 	}
 	// One whose block was written again goes alone.
 	c.put(foo)
-	g.write("trash/"+hash, foo)
+	g.Write("trash/"+hash, foo)
 	g.age("trash/"+hash, 2*time.Hour)
 	if got, want := empty(), hash+" recent/"+hash; got != want {
 		t.Errorf("keys %q, want %q", got, want)
@@ -207,7 +209,7 @@ func TestS3Trash(t *testing.T) {
 	// RaceWindow is a lower bound for the lifetime.
 	c = g.store(func(_ *Config, s *S3Config) { s.RaceWindow = 24 * time.Hour })
 	vol = c.srv.mounts[0].volume
-	g.write("trash/"+hash, foo)
+	g.Write("trash/"+hash, foo)
 	g.age("trash/"+hash, 2*time.Hour)
 	if got := empty(); !strings.Contains(got, "trash/"+hash) {
 		t.Errorf("keys %q", got)
@@ -223,7 +225,7 @@ func TestS3UnsafeDelete(t *testing.T) {
 		c.put(foo)
 		g.age("recent/"+md5hex(foo), 1000*time.Hour)
 		r := c.do("DELETE", "/"+md5hex(foo), rootToken, nil)
-		if left := g.keys(); unsafe != (left == "") || unsafe != (r.status == 200) || !unsafe && r.status != 405 {
+		if left := g.Keys(); unsafe != (left == "") || unsafe != (r.status == 200) || !unsafe && r.status != 405 {
 			t.Errorf("UnsafeDelete %v: %d %q, keys %q", unsafe, r.status, r.body, left)
 		}
 	}
@@ -243,7 +245,7 @@ func TestS3Race(t *testing.T) {
 			if err := c.srv.mounts[0].emptyTrash(context.Background()); err != nil {
 				t.Error(err)
 			}
-			if got, want := g.keys(), hash+" recent/"+hash+" trash/"+hash; got != want {
+			if got, want := g.Keys(), hash+" recent/"+hash+" trash/"+hash; got != want {
 				t.Errorf("keys %q, want %q", got, want)
 			}
 		},
@@ -252,16 +254,16 @@ func TestS3Race(t *testing.T) {
 	for name, act := range notice {
 		t.Run(name, func(t *testing.T) {
 			c := g.store(func(cfg *Config, _ *S3Config) { cfg.Volumes[0].ReadOnly = name == "read-only" })
-			g.write("trash/"+hash, foo)
+			g.Write("trash/"+hash, foo)
 			g.age("trash/"+hash, 400*time.Hour)
-			g.write("recent/"+hash, nil)
+			g.Write("recent/"+hash, nil)
 			g.age("recent/"+hash, 500*time.Hour) // 100 hours, less than the 336 that it was promised for
-			_ = g.client.RemoveObject(context.Background(), s3Bucket, hash, minio.RemoveObjectOptions{})
+			_ = g.Client.RemoveObject(context.Background(), s3test.Bucket, hash, minio.RemoveObjectOptions{})
 			act(c)
 			signed := c.srv.sign(hash+"+3", userToken)
 			c.want(c.do("GET", "/"+signed, userToken, nil), 200, "foo")
-			if there := strings.HasPrefix(g.keys(), hash); there == (name == "read-only") {
-				t.Errorf("keys %q", g.keys())
+			if there := strings.HasPrefix(g.Keys(), hash); there == (name == "read-only") {
+				t.Errorf("keys %q", g.Keys())
 			}
 		})
 	}
@@ -276,7 +278,7 @@ func TestS3Faults(t *testing.T) {
 	var n atomic.Int64
 	times := func(most int64, match func(*http.Request) bool, do func(http.ResponseWriter)) {
 		n.Store(0)
-		g.fail(func(w http.ResponseWriter, r *http.Request) bool {
+		g.Fail(func(w http.ResponseWriter, r *http.Request) bool {
 			if !match(r) || n.Add(1) > most {
 				return false
 			}
@@ -285,7 +287,7 @@ func TestS3Faults(t *testing.T) {
 		})
 	}
 	get := func(r *http.Request) bool { return r.Method == "GET" }
-	slowDown := func(w http.ResponseWriter) { s3Error(w, 503, "SlowDown") }
+	slowDown := func(w http.ResponseWriter) { s3test.Error(w, 503, "SlowDown") }
 	cut := func(w http.ResponseWriter) {
 		w.Header().Set("Content-Range", fmt.Sprintf("bytes 0-%d/%d", s3ReadPiece-1, len(data)))
 		w.Header().Set("Last-Modified", time.Now().UTC().Format(http.TimeFormat))
@@ -304,9 +306,9 @@ func TestS3Faults(t *testing.T) {
 	ask("busy for a moment", 200)
 	times(1, func(r *http.Request) bool { return get(r) && strings.HasPrefix(r.Header.Get("Range"), "bytes=0-") }, cut)
 	ask("a piece cut off", 200)
-	times(1<<40, get, func(w http.ResponseWriter) { s3Error(w, 403, "AccessDenied") })
+	times(1<<40, get, func(w http.ResponseWriter) { s3test.Error(w, 403, "AccessDenied") })
 	ask("no permission", 500)
-	times(1<<40, get, func(w http.ResponseWriter) { s3Error(w, 404, "NoSuchBucket") })
+	times(1<<40, get, func(w http.ResponseWriter) { s3test.Error(w, 404, "NoSuchBucket") })
 	ask("no bucket", 500) // not: no block
 	times(1<<40, func(r *http.Request) bool { return r.Header.Get("Range") != "" }, func(w http.ResponseWriter) {
 		w.Header().Set("Last-Modified", time.Now().UTC().Format(http.TimeFormat))
@@ -314,7 +316,7 @@ func TestS3Faults(t *testing.T) {
 		_, _ = w.Write(data)
 	})
 	ask("no ranges", 500)
-	g.fail(nil)
+	g.Fail(nil)
 	ask("well again", 200)
 
 	other := randomBytes(6, 2*s3Part+1)
@@ -324,21 +326,21 @@ func TestS3Faults(t *testing.T) {
 		t.Errorf("busy for a moment: %d %s", r.status, r.body)
 	}
 	other = randomBytes(7, 2*s3Part+1)
-	times(1<<40, func(r *http.Request) bool { return r.URL.Query().Get("partNumber") == "2" }, func(w http.ResponseWriter) { s3Error(w, 403, "AccessDenied") })
+	times(1<<40, func(r *http.Request) bool { return r.URL.Query().Get("partNumber") == "2" }, func(w http.ResponseWriter) { s3test.Error(w, 403, "AccessDenied") })
 	if r := put(); r.status != 503 || r.body != "volume unavailable\n" {
 		t.Errorf("a part refused: %d %s", r.status, r.body)
 	}
-	g.fail(nil)
-	for u := range g.client.ListIncompleteUploads(context.Background(), s3Bucket, "", true) {
+	g.Fail(nil)
+	for u := range g.Client.ListIncompleteUploads(context.Background(), s3test.Bucket, "", true) {
 		t.Errorf("an upload is left: %+v", u)
 	}
-	times(1<<40, func(r *http.Request) bool { return r.Method == "PUT" }, func(w http.ResponseWriter) { s3Error(w, 507, "QuotaExceeded") })
+	times(1<<40, func(r *http.Request) bool { return r.Method == "PUT" }, func(w http.ResponseWriter) { s3test.Error(w, 507, "QuotaExceeded") })
 	other = []byte("small")
 	if r := put(); r.status != 507 {
 		t.Errorf("full: %d %s", r.status, r.body)
 	}
 	// Data without its time stamp is no success.
-	times(1<<40, func(r *http.Request) bool { return r.Method == "PUT" && strings.Contains(r.URL.Path, "/recent/") }, func(w http.ResponseWriter) { s3Error(w, 403, "AccessDenied") })
+	times(1<<40, func(r *http.Request) bool { return r.Method == "PUT" && strings.Contains(r.URL.Path, "/recent/") }, func(w http.ResponseWriter) { s3test.Error(w, 403, "AccessDenied") })
 	if r := put(); r.status != 503 {
 		t.Errorf("no mark: %d %s", r.status, r.body)
 	}
@@ -351,7 +353,7 @@ func TestS3ClockSkew(t *testing.T) {
 	foo := []byte("foo")
 	signed := c.put(foo)
 	g.age("recent/"+md5hex(foo), 400*time.Hour) // old enough by this machine's clock
-	g.fail(func(w http.ResponseWriter, r *http.Request) bool {
+	g.Fail(func(w http.ResponseWriter, r *http.Request) bool {
 		w.Header().Set("Date", time.Now().Add(-100*time.Hour).UTC().Format(http.TimeFormat))
 		return false
 	})
@@ -383,7 +385,7 @@ func TestS3Refused(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) || !strings.HasPrefix(err.Error(), "volume "+v.UUID+": ") {
 			t.Errorf("%s: %v", want, err)
 		}
-		if err != nil && strings.Contains(err.Error(), s3Secret) {
+		if err != nil && strings.Contains(err.Error(), s3test.Secret) {
 			t.Errorf("the error has the secret: %v", err)
 		}
 	}
@@ -402,7 +404,7 @@ func TestS3InstanceRole(t *testing.T) {
 			fmt.Fprint(w, "node")
 		case "/latest/meta-data/iam/security-credentials/node":
 			fmt.Fprintf(w, `{"Code":"Success","AccessKeyId":%q,"SecretAccessKey":%q,"Token":"","Expiration":%q}`,
-				s3Key, s3Secret, time.Now().Add(time.Hour).UTC().Format(time.RFC3339))
+				s3test.Key, s3test.Secret, time.Now().Add(time.Hour).UTC().Format(time.RFC3339))
 		default:
 			http.NotFound(w, r)
 		}
