@@ -45,6 +45,9 @@ func section(c map[string]any, name string) map[string]any {
 	return s
 }
 
+// localVolume is the volume of superviseLocal.
+const localVolume = "local-nyw5e-000000000000000"
+
 // findChild finds a living child of a process by its command line; 0: there is
 // none. It has nothing of the node in its environment.
 func findChild(parent int, command string) int {
@@ -67,6 +70,29 @@ func childOf(t *testing.T, parent int, command string) (pid int) {
 	return pid
 }
 
+// superviseLocal starts a supervisor as a dispatcher does that knows the cluster's
+// configuration, edited: this node reaches its volumes.
+func (c *cluster) superviseLocal(t *testing.T, n *node, uuid string, edit func(cluster map[string]any)) *process {
+	t.Helper()
+	cluster := clusterConfiguration(t, n)
+	volume := map[string]any{"Driver": "Directory", "DriverParameters": map[string]any{"Root": filepath.Join(n.dir, "cluster", "keep")}, "Replication": 1}
+	cluster["Volumes"] = map[string]any{localVolume: volume}
+	section(cluster, "Collections")["DefaultReplication"] = 1
+	section(cluster, "Containers")["LocalKeepBlobBuffersPerVCPU"] = 1
+	section(cluster, "Containers")["LocalKeepLogsToContainerLog"] = "all"
+	edit(cluster)
+	env := map[string]string{}
+	for _, kv := range c.supervisorEnv() {
+		k, v, _ := strings.Cut(kv, "=")
+		env[k] = v
+	}
+	message, err := json.Marshal(map[string]any{"Env": env, "KeepBuffers": 8, "Cluster": cluster})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n.start(t, run{args: []string{"-stdin-config", uuid}, stdin: strings.NewReader(string(message))})
+}
+
 // A container on a node that reaches the volumes gets a block server of its own,
 // which is watched, and whose death is no more than a delay.
 func TestLocalKeepstore(t *testing.T) {
@@ -75,31 +101,12 @@ func TestLocalKeepstore(t *testing.T) {
 	c := startCluster(t, n)
 	image := c.storeTools(t)
 	input := c.store(t, map[string][]byte{"a.txt": []byte("A")})
-	start := func(t *testing.T, uuid string, edit func(cluster map[string]any)) *process {
-		cluster := clusterConfiguration(t, n)
-		volume := map[string]any{"Driver": "Directory", "DriverParameters": map[string]any{"Root": filepath.Join(n.dir, "cluster", "keep")}, "Replication": 1}
-		cluster["Volumes"] = map[string]any{"local-nyw5e-000000000000000": volume}
-		section(cluster, "Collections")["DefaultReplication"] = 1
-		section(cluster, "Containers")["LocalKeepBlobBuffersPerVCPU"] = 1
-		section(cluster, "Containers")["LocalKeepLogsToContainerLog"] = "all"
-		edit(cluster)
-		env := map[string]string{}
-		for _, kv := range c.supervisorEnv() {
-			k, v, _ := strings.Cut(kv, "=")
-			env[k] = v
-		}
-		message, err := json.Marshal(map[string]any{"Env": env, "KeepBuffers": 8, "Cluster": cluster})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n.start(t, run{args: []string{"-stdin-config", uuid}, stdin: strings.NewReader(string(message))})
-	}
 	request := withInput(input)
 	request["runtime_constraints"] = attrs{"vcpus": 2, "ram": 256 << 20}
 
 	t.Run("used, killed and back", func(t *testing.T) {
 		uuid := c.submit(t, image, sh(untilTold+"cat /in/a.txt; echo data >f"), request)
-		p := start(t, uuid, func(map[string]any) {})
+		p := c.superviseLocal(t, n, uuid, func(map[string]any) {})
 		insideContainer(t, n)
 		keepstore := childOf(t, p.cmd.Process.Pid, "keepstore -config=-")
 		if err := syscall.Kill(keepstore, syscall.SIGKILL); err != nil {
@@ -126,19 +133,19 @@ func TestLocalKeepstore(t *testing.T) {
 	}{
 		"logs of errors only": {func(c map[string]any) { section(c, "Containers")["LocalKeepLogsToContainerLog"] = "errors" }, "writing logs to keepstore.txt"},
 		"another driver": {func(c map[string]any) {
-			section(section(c, "Volumes"), "local-nyw5e-000000000000000")["Driver"] = "Azure"
+			section(section(c, "Volumes"), localVolume)["Driver"] = "Azure"
 		},
 			"volume local-nyw5e-000000000000000: driver Azure is not supported by this keepstore; using the cluster's keep services\n"},
 		"parameters that cannot be": {func(c map[string]any) {
-			v := section(section(c, "Volumes"), "local-nyw5e-000000000000000")
+			v := section(section(c, "Volumes"), localVolume)
 			v["Driver"], v["DriverParameters"] = "S3", map[string]any{"Region": "us-east-1"}
 		}, "volume local-nyw5e-000000000000000: DriverParameters: Bucket is empty; using the cluster's keep services\n"},
 		"a bucket that cannot be reached": {func(c map[string]any) {
-			v := section(section(c, "Volumes"), "local-nyw5e-000000000000000")
+			v := section(section(c, "Volumes"), localVolume)
 			v["Driver"], v["DriverParameters"] = "S3", map[string]any{"Bucket": "blocks", "Endpoint": "http://127.0.0.1:1", "AccessKeyID": "k", "SecretAccessKey": "hush"}
 		}, "crunch-run keepstore: volume local-nyw5e-000000000000000: S3 list blocks/ at 127.0.0.1:1: "},
 		"a volume that is not here": {func(c map[string]any) {
-			section(section(section(c, "Volumes"), "local-nyw5e-000000000000000"), "DriverParameters")["Root"] = "/nowhere"
+			section(section(section(c, "Volumes"), localVolume), "DriverParameters")["Root"] = "/nowhere"
 		}, "not using a local keepstore process: keepstore child process exited; using the cluster's keep services\n"},
 		"no management token": {func(c map[string]any) { c["ManagementToken"] = "" }, "not using a local keepstore process: ManagementToken is not set"},
 		"replication too low": {func(c map[string]any) { section(c, "Collections")["DefaultReplication"] = 2 },
@@ -146,7 +153,7 @@ func TestLocalKeepstore(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			uuid := c.submit(t, image, sh("cat /in/a.txt"), request)
-			record := c.finished(t, n, start(t, uuid, tt.edit), uuid, 0, arvados.StateComplete)
+			record := c.finished(t, n, c.superviseLocal(t, n, uuid, tt.edit), uuid, 0, arvados.StateComplete)
 			if log := c.log(t, record, "crunch-run.txt"); !strings.Contains(log, tt.said) {
 				t.Errorf("%q is not in the log:\n%s", tt.said, log)
 			} else if strings.Contains(log, "hush") {
