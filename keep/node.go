@@ -49,6 +49,10 @@ func (x Node) Number(next func() uint64) uint64 {
 func (x Node) Path() string {
 	x.c.mu.RLock()
 	defer x.c.mu.RUnlock()
+	return x.path()
+}
+
+func (x Node) path() string {
 	path := ""
 	for n := x.n; n.parent != nil; n = n.parent {
 		if path == "" {

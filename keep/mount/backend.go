@@ -14,6 +14,10 @@ type API interface {
 	// is fs.ErrNotExist says that the record does not exist or may not be
 	// seen; any other is taken for temporary.
 	Collection(ctx context.Context, id string) (Record, error)
+	// SaveCollection gives the collection with that UUID another content and
+	// returns its record, as Collection does. An error that is
+	// fs.ErrPermission says that the token may only read it.
+	SaveCollection(ctx context.Context, uuid, manifest string) (Record, error)
 }
 
 // Record is a collection record.
@@ -23,6 +27,10 @@ type Record struct {
 	// ModifiedAt is the modification time of everything in the collection.
 	// The mount shows 1970 for collections named by portable data hash.
 	ModifiedAt time.Time
+	// Replication and StorageClasses are how new blocks of it are to be stored;
+	// 0 and none leave it to the cluster.
+	Replication    int
+	StorageClasses []string
 	// Fields is the whole record, as values that encoding/json can encode. It
 	// becomes the file .arvados#collection, together with the three fields
 	// above, which need not be repeated in it.

@@ -34,6 +34,7 @@ type collection struct {
 	pdh  bool   // id is a portable data hash
 	node uint64 // node of the top directory
 	ino  uint64 // its inode number
+	live *live  // if it can be written to; then nothing of the following is used
 
 	current atomic.Pointer[snapshot]
 
@@ -119,6 +120,9 @@ func signatureExpiry(manifest string) time.Time {
 // load makes a collection for by_id. It takes as long as the API client
 // retries.
 func (s *server) load(ctx context.Context, id string, pdh bool) (*collection, error) {
+	if !pdh && s.opts.ReadWrite {
+		return s.loadLive(ctx, id)
+	}
 	data, err := s.fetch(ctx, id, pdh)
 	if err != nil {
 		return nil, err

@@ -29,7 +29,8 @@ type server struct {
 
 	fixed   map[uint64]*fixedNode
 	nodes   regions
-	live    []*live
+	liveMu  sync.Mutex
+	live    []*live // protected by liveMu
 	nextIno atomic.Uint64
 
 	handleMu   sync.RWMutex
@@ -78,7 +79,8 @@ func (s *server) close() {
 	s.stop()
 	s.closing.Unlock()
 	s.wg.Wait()
-	for _, l := range s.live {
+	s.saveLast()
+	for _, l := range s.lives() {
 		_ = l.files.Close()
 	}
 }
@@ -91,7 +93,7 @@ const forever = 365 * 24 * time.Hour
 // validity is how long the kernel may believe names and attributes in p without
 // asking again. A portable data hash names one content for ever.
 func (s *server) validity(p place) time.Duration {
-	if p.snap == nil || p.snap.coll.pdh {
+	if p.snap == nil && (p.live == nil || p.live.origin == nil) || p.snap != nil && p.snap.coll.pdh {
 		return forever
 	}
 	return s.opts.RefreshTime
@@ -114,6 +116,7 @@ func (s *server) Lookup(cancel <-chan struct{}, header *fuse.InHeader, name stri
 	}
 	switch {
 	case dir.live != nil:
+		s.freshenLive(ctx, dir.live)
 		return s.lookupLive(dir, name, out)
 	case dir.fixed != nil && dir.fixed.root != nil:
 		child, ok := dir.fixed.root[name]
@@ -169,6 +172,12 @@ func (s *server) lookupCollection(ctx context.Context, dir place, name string, o
 	case err != nil:
 		s.log.errorf("collection %s cannot be shown: %v", name, err)
 		return fuse.EIO
+	}
+	if c.live != nil {
+		s.freshenLive(ctx, c.live)
+		s.answer(c.live.root(), true, dir, out)
+		out.SetAttrTimeout(s.opts.RefreshTime)
+		return fuse.OK
 	}
 	s.freshen(ctx, c)
 	p := c.acquire().at(0)

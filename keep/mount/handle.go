@@ -24,8 +24,9 @@ type handle struct {
 	entries []dirEntry
 	// file is open in a writable collection; names are the entries of a
 	// directory there, when its listing began.
-	file  *keep.File
-	names atomic.Pointer[[]keep.Entry]
+	file   *keep.File
+	writes bool // file is open for writing
+	names  atomic.Pointer[[]keep.Entry]
 
 	segments atomic.Pointer[segments]
 	ahead    readAhead
@@ -60,6 +61,9 @@ func (s *server) dropHandle(id uint64) {
 	if h != nil {
 		if h.file != nil {
 			_ = h.file.Close() // says only whether it was open
+			if o := h.live.origin; o != nil && h.writes && !o.clean() {
+				o.wanted.Store(true) // pages of a mapping come after close(2)
+			}
 		}
 		s.done(h.place)
 	}
@@ -252,6 +256,9 @@ func (s *server) OpenDir(cancel <-chan struct{}, input *fuse.OpenIn, out *fuse.O
 	h := &handle{place: p}
 	switch {
 	case p.live != nil:
+		ctx, end := s.request(cancel, &input.InHeader)
+		s.freshenLive(ctx, p.live)
+		end()
 	case p.fixed != nil:
 		h.entries = p.fixed.list()
 	case p.snap.coll.pdh:

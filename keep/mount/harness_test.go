@@ -153,6 +153,37 @@ func (dir fileAPI) Collection(ctx context.Context, id string) (Record, error) {
 	return rec, nil
 }
 
+// SaveCollection replaces the file ID, unless there is a file ID.refuse with
+// "403" or the text of another error in it. It counts in ID.saves.
+func (dir fileAPI) SaveCollection(ctx context.Context, id, manifest string) (Record, error) {
+	f, err := os.OpenFile(filepath.Join(string(dir), id+".saves"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return Record{}, err
+	}
+	_, _ = f.WriteString(".")
+	f.Close()
+	if text, err := os.ReadFile(filepath.Join(string(dir), id+".refuse")); err == nil {
+		if string(text) == "403" {
+			return Record{}, fmt.Errorf("403 %w", fs.ErrPermission)
+		}
+		return Record{}, errors.New(string(text))
+	}
+	rec, err := dir.Collection(ctx, id)
+	if err != nil {
+		return Record{}, err
+	}
+	rec.ManifestText, rec.PortableDataHash, rec.ModifiedAt = manifest, keep.PortableDataHash(manifest), time.Now()
+	text, err := json.Marshal(rec)
+	if err != nil {
+		return Record{}, err
+	}
+	tmp := filepath.Join(string(dir), id+".new")
+	if err := os.WriteFile(tmp, text, 0o600); err != nil {
+		return Record{}, err
+	}
+	return rec, os.Rename(tmp, filepath.Join(string(dir), id))
+}
+
 // world is a keepstore, an API and a mount of both.
 type world struct {
 	t      testing.TB

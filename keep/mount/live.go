@@ -3,6 +3,7 @@ package mount
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -12,10 +13,12 @@ import (
 	"crunch-oci/keep"
 )
 
-// live is a collection that programs write to: a new one, for --mount-tmp. All
-// changes go through this mount, so that the kernel may believe what it knows
-// until it changes it itself.
+// live is a collection that programs write to: a new one, for --mount-tmp, or one
+// with a record, see origin. All changes of a new one go through this mount, so
+// that the kernel may believe what it knows until it changes it itself.
 type live struct {
+	origin *origin // nil in a new one
+
 	name  string
 	files *keep.Collection
 	base  uint64 // node of the top directory, less 1
@@ -54,21 +57,44 @@ const liveUploads = 2
 
 // addTmp makes a new collection in the root of the mount.
 func (s *server) addTmp(name string) error {
-	files, err := keep.NewCollection("", s.backend.Blocks)
+	l, err := s.newLive(name, "")
 	if err != nil {
 		return err
 	}
-	files.LimitUploads(liveUploads)
-	files.SetWriteOptions(keep.WriteOptions{StorageClasses: s.opts.StorageClasses})
-	l := &live{name: name, files: files, next: liveFirst, nodes: make(map[uint32]*liveNode), index: make(map[keep.Node]*liveNode)}
-	l.ino = func() uint64 { return s.inodes(1) }
-	l.recordIno = l.ino()
-	l.base = s.nodes.add(region{live: l}) - 1
-	s.live = append(s.live, l)
+	l.files.SetWriteOptions(keep.WriteOptions{StorageClasses: s.opts.StorageClasses})
+	s.addLive(l)
 	root := s.fixed[rootNode]
 	root.root[name] = l.root()
 	root.names = append(root.names, name)
 	return nil
+}
+
+// newLive makes a collection that can be written to of a manifest.
+func (s *server) newLive(name, manifest string) (*live, error) {
+	files, err := keep.NewCollection(manifest, s.backend.Blocks)
+	if err != nil {
+		return nil, err
+	}
+	files.LimitUploads(liveUploads)
+	l := &live{name: name, files: files, next: liveFirst, nodes: make(map[uint32]*liveNode), index: make(map[keep.Node]*liveNode)}
+	l.ino = func() uint64 { return s.inodes(1) }
+	l.recordIno = l.ino()
+	return l, nil
+}
+
+// addLive makes l known. What ends with the mount closes it.
+func (s *server) addLive(l *live) {
+	l.base = s.nodes.add(region{live: l}) - 1
+	s.liveMu.Lock()
+	defer s.liveMu.Unlock()
+	s.live = append(s.live, l)
+}
+
+// lives returns the collections that can be written to.
+func (s *server) lives() []*live {
+	s.liveMu.Lock()
+	defer s.liveMu.Unlock()
+	return slices.Clone(s.live)
 }
 
 func (l *live) root() place {
@@ -155,7 +181,7 @@ func (s *server) retryUploads(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
-		for _, l := range s.live {
+		for _, l := range s.lives() {
 			if err := l.files.Err(); err != nil {
 				s.writeError(l, err)
 				_ = l.files.Flush(ctx, "", true) // fails only with ctx
@@ -176,7 +202,11 @@ func (s *server) renewBlocks(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
-		for _, l := range s.live {
+		for _, l := range s.lives() {
+			if l.origin != nil {
+				s.freshenLive(ctx, l) // its record has new ones
+				continue
+			}
 			if err := l.files.Renew(ctx, time.Now().Add(s.ttl/2)); err != nil && ctx.Err() == nil {
 				s.log.warningf("collection %s: signatures of stored blocks cannot be renewed, trying again later: %v", l.name, err)
 			}
@@ -186,6 +216,13 @@ func (s *server) renewBlocks(ctx context.Context) {
 
 // recordText stores everything and returns the content of .arvados#collection.
 func (s *server) recordText(ctx context.Context, l *live) ([]byte, error) {
+	if l.origin != nil {
+		text, err := s.liveRecordText(ctx, l)
+		if err == nil {
+			l.record.Store(&text)
+		}
+		return text, err
+	}
 	manifest, err := l.files.MarshalManifest(ctx)
 	if err != nil {
 		return nil, err

@@ -45,6 +45,10 @@ func (s *server) writableDir(node uint64, names ...string) (place, fuse.Status) 
 		return p, fuse.EPERM
 	case p.isRecord():
 		return p, fuse.ENOTDIR
+	case p.live.denied():
+		return p, fuse.EPERM
+	case p.live.gone(p.file):
+		return p, fuse.Status(syscall.ESTALE)
 	}
 	for _, name := range names {
 		if p.node == p.live.base+liveRoot && name == recordName {
@@ -81,7 +85,11 @@ func (s *server) attrLive(p place, out *fuse.Attr) {
 		if text := p.live.record.Load(); text != nil {
 			size = len(*text)
 		}
-		s.fillAttr(p, syscall.S_IFREG|0o444, int64(size), s.started, out)
+		mtime := s.started
+		if o := p.live.origin; o != nil {
+			mtime = o.record.Load().ModifiedAt
+		}
+		s.fillAttr(p, syscall.S_IFREG|0o444, int64(size), mtime, out)
 		return
 	}
 	perm := uint32(0o777)
@@ -117,12 +125,22 @@ func (s *server) openLive(cancel <-chan struct{}, p place, input *fuse.OpenIn, o
 		out.OpenFlags = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH
 	case writing && !s.opts.ReadWrite:
 		return fuse.EROFS
+	case writing && p.live.denied():
+		return fuse.EPERM
 	default:
 		f, err := p.file.Open(openFlags(input.Flags))
 		if err != nil {
 			return status(err)
 		}
-		h.file = f
+		// A merge does not replace what is open for writing.
+		if writing && p.live.gone(p.file) {
+			_ = f.Close()
+			return fuse.Status(syscall.ESTALE)
+		}
+		h.file, h.writes = f, writing
+		if input.Flags&syscall.O_TRUNC != 0 {
+			p.live.changed(false)
+		}
 		out.OpenFlags = fuse.FOPEN_KEEP_CACHE
 		if !writing {
 			out.OpenFlags |= fuse.FOPEN_NOFLUSH
@@ -156,6 +174,7 @@ func (s *server) Create(cancel <-chan struct{}, input *fuse.CreateIn, name strin
 	if err != nil {
 		return status(err)
 	}
+	dir.live.changed(false)
 	p := dir.live.know(n)
 	open := fuse.OpenIn{InHeader: input.InHeader, Flags: input.Flags}
 	if st := s.openLive(cancel, p, &open, &out.OpenOut); !st.Ok() {
@@ -189,27 +208,31 @@ func (s *server) make(node uint64, name string, out *fuse.EntryOut, how func(kee
 	if err != nil {
 		return status(err)
 	}
+	dir.live.changed(true)
 	return s.answer(dir.live.know(n), true, dir, out)
 }
 
 // Unlink implements fuse.RawFileSystem.
 func (s *server) Unlink(cancel <-chan struct{}, header *fuse.InHeader, name string) fuse.Status {
 	defer s.stats.done(opUnlink, time.Now())
-	return s.remove(header.NodeId, name, false)
+	return s.remove(cancel, header, name, false)
 }
 
 // Rmdir implements fuse.RawFileSystem.
 func (s *server) Rmdir(cancel <-chan struct{}, header *fuse.InHeader, name string) fuse.Status {
 	defer s.stats.done(opRmdir, time.Now())
-	return s.remove(header.NodeId, name, true)
+	return s.remove(cancel, header, name, true)
 }
 
-func (s *server) remove(node uint64, name string, isDir bool) fuse.Status {
-	dir, st := s.writableDir(node, name)
+func (s *server) remove(cancel <-chan struct{}, header *fuse.InHeader, name string, isDir bool) fuse.Status {
+	dir, st := s.writableDir(header.NodeId, name)
 	if !st.Ok() {
 		return st
 	}
-	return status(dir.file.Remove(name, isDir))
+	if err := dir.file.Remove(name, isDir); err != nil {
+		return status(err)
+	}
+	return s.saveChange(cancel, header, dir.live)
 }
 
 // Rename implements fuse.RawFileSystem.
@@ -226,7 +249,10 @@ func (s *server) Rename(cancel <-chan struct{}, input *fuse.RenameIn, oldName, n
 	case input.Flags&^unix.RENAME_NOREPLACE != 0:
 		return fuse.EINVAL
 	}
-	return status(from.file.Rename(oldName, to.file, newName, input.Flags&unix.RENAME_NOREPLACE == 0))
+	if err := from.file.Rename(oldName, to.file, newName, input.Flags&unix.RENAME_NOREPLACE == 0); err != nil {
+		return status(err)
+	}
+	return s.saveChange(cancel, &input.InHeader, from.live)
 }
 
 // SetAttr implements fuse.RawFileSystem. What cannot be refused without harm is
@@ -244,9 +270,16 @@ func (s *server) SetAttr(cancel <-chan struct{}, input *fuse.SetAttrIn, out *fus
 		if !writable {
 			return fuse.EROFS
 		}
+		if p.live.denied() {
+			return fuse.EPERM
+		}
+		if _, open := input.GetFh(); !open && p.live.gone(p.file) {
+			return fuse.Status(syscall.ESTALE)
+		}
 		if err := p.file.Truncate(int64(min(input.Size, 1<<62))); err != nil {
 			return status(err)
 		}
+		p.live.changed(true)
 	}
 	if writable && input.Valid&(fuse.FATTR_MTIME|fuse.FATTR_MTIME_NOW) != 0 {
 		t := time.Now()
@@ -277,6 +310,7 @@ func (s *server) Write(cancel <-chan struct{}, input *fuse.WriteIn, data []byte)
 		}
 		return 0, s.writeError(h.live, err)
 	}
+	h.live.changed(false)
 	s.stats.writtenBytes.Add(int64(n))
 	return uint32(n), fuse.OK
 }
@@ -285,7 +319,11 @@ func (s *server) Write(cancel <-chan struct{}, input *fuse.WriteIn, data []byte)
 func (s *server) readLive(cancel <-chan struct{}, h *handle, input *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
 	ctx, end := s.request(cancel, &input.InHeader)
 	defer end()
+	s.freshenLive(ctx, h.live)
 	n, err := h.file.ReadAtContext(ctx, buf, int64(input.Offset))
+	if err != nil && refused(err) && s.renewLive(ctx, h.live) {
+		n, err = h.file.ReadAtContext(ctx, buf, int64(input.Offset))
+	}
 	// Not errors.Is: a connection that was cut off is an EOF, too, inside.
 	if err != nil && err != io.EOF {
 		return nil, s.readFailure(ctx, h.live.name+"/"+h.place.file.Path(), int64(input.Offset)+int64(n), err)
@@ -313,16 +351,25 @@ func (s *server) Fallocate(cancel <-chan struct{}, input *fuse.FallocateIn) fuse
 	if err == nil && input.Mode&unix.FALLOC_FL_KEEP_SIZE == 0 {
 		err = h.file.Extend(off + length)
 	}
+	h.live.changed(false)
 	return status(err)
 }
 
-// Flush implements fuse.RawFileSystem: close(2) says whether what was written
-// before has gone wrong since.
+// Flush implements fuse.RawFileSystem: close(2) saves what has a record, and says
+// whether what was written before has gone wrong since.
 func (s *server) Flush(cancel <-chan struct{}, input *fuse.FlushIn) fuse.Status {
 	defer s.stats.done(opFlush, time.Now())
 	h := s.handle(input.Fh)
 	if h == nil || h.file == nil {
 		return fuse.OK
+	}
+	if h.live.origin != nil {
+		if !h.writes {
+			return fuse.OK
+		}
+		ctx, end := s.request(cancel, &input.InHeader)
+		defer end()
+		return s.saveNow(ctx, h.live)
 	}
 	if err := h.live.files.Err(); err != nil {
 		return s.writeError(h.live, err)
@@ -330,16 +377,19 @@ func (s *server) Flush(cancel <-chan struct{}, input *fuse.FlushIn) fuse.Status 
 	return fuse.OK
 }
 
-// Fsync implements fuse.RawFileSystem. A new collection ends with the mount
+// Fsync implements fuse.RawFileSystem: what has a record is saved. A new collection ends with the mount
 // whatever is stored of it, so that storing a small block each time would help
 // nobody; but if uploads have failed, they are tried again now.
 func (s *server) Fsync(cancel <-chan struct{}, input *fuse.FsyncIn) fuse.Status {
 	h := s.handle(input.Fh)
-	if h == nil || h.live == nil || h.live.files.Err() == nil {
+	if h == nil || h.live == nil || h.live.origin == nil && h.live.files.Err() == nil {
 		return fuse.OK
 	}
 	ctx, end := s.request(cancel, &input.InHeader)
 	defer end()
+	if h.live.origin != nil {
+		return s.saveNow(ctx, h.live)
+	}
 	if _, err := h.live.files.MarshalManifest(ctx); err != nil {
 		return s.writeError(h.live, err)
 	}

@@ -211,7 +211,7 @@ func TestTree(t *testing.T) {
 		"by_id/" + pdh + "/foo":     {0o100555, 3, 1, 0},
 		"by_id/" + pdh + "/dir":     {0o40555, 0, 1, 0},
 		"by_id/" + pdh + "/dir/bar": {0o100555, 3, 1, 0},
-		"by_uuid/" + uuid + "/foo":  {0o100555, 3, 1, modified.Unix()},
+		"by_uuid/" + uuid + "/foo":  {0o100777, 3, 1, modified.Unix()},
 	} {
 		var st unix.Stat_t
 		if err := unix.Lstat(w.path(p), &st); err != nil {

@@ -96,8 +96,9 @@ func Run(ctx context.Context, opts Options, b Backend, ready func(), stderr io.W
 			reportStats(ctx, &s.stats, b.Counters, lg, opts.StatsInterval)
 		})
 	}
-	if len(s.live) > 0 {
+	if opts.ReadWrite {
 		s.background(s.retryUploads)
+		s.background(s.saveLater)
 		s.background(s.renewBlocks)
 	}
 	if b.Idle != nil {

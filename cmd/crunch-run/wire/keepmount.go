@@ -113,7 +113,7 @@ func (c *countingBlocks) WriteBlock(ctx context.Context, data []byte, opts keep.
 	return loc, err
 }
 
-// mountAPI reads collection records for the mount.
+// mountAPI reads and saves collection records for the mount.
 type mountAPI struct{ api *arvados.Client }
 
 // Collection implements mount.API.
@@ -125,12 +125,34 @@ func (m mountAPI) Collection(ctx context.Context, id string) (mount.Record, erro
 	if err != nil {
 		return mount.Record{}, err
 	}
-	record := mount.Record{PortableDataHash: c.PortableDataHash, ManifestText: c.ManifestText}
+	return mountRecord(c), nil
+}
+
+// SaveCollection implements mount.API.
+func (m mountAPI) SaveCollection(ctx context.Context, uuid, manifest string) (mount.Record, error) {
+	c, err := m.api.UpdateCollection(ctx, uuid, map[string]any{"manifest_text": manifest})
+	if arvados.IsStatus(err, http.StatusForbidden) {
+		return mount.Record{}, fmt.Errorf("%w: %w", fs.ErrPermission, err)
+	}
+	if err != nil {
+		return mount.Record{}, err
+	}
+	if c.ManifestText == "" {
+		c.ManifestText = manifest
+	}
+	return mountRecord(c), nil
+}
+
+func mountRecord(c arvados.Collection) mount.Record {
+	record := mount.Record{PortableDataHash: c.PortableDataHash, ManifestText: c.ManifestText, StorageClasses: c.StorageClassesDesired}
+	if c.ReplicationDesired != nil {
+		record.Replication = *c.ReplicationDesired
+	}
 	if c.ModifiedAt != nil {
 		record.ModifiedAt = *c.ModifiedAt
 	}
 	if c.UUID != "" {
 		record.Fields = map[string]any{"uuid": c.UUID, "name": c.Name, "owner_uuid": c.OwnerUUID, "properties": c.Properties}
 	}
-	return record, nil
+	return record
 }

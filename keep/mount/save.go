@@ -1,0 +1,345 @@
+package mount
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"sync/atomic"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"crunch-oci/keep"
+)
+
+// Writable collections with a record: those that a directory with --mount-by-id
+// shows by UUID in a mount with --read-write. They are saved when a file that was
+// open for writing is closed, and with fsync, unlink, rmdir and rename (spec
+// keep.md section 12); after mkdir, mknod and truncate, and where saving has
+// failed, a little later. Before saving, and at lookups when RefreshTime has
+// passed, the record is read, and what others have changed is merged.
+
+// finalSave is how long the mount's end waits until what is not saved yet is.
+const finalSave = 15 * time.Second
+
+// origin ties a live collection to its record.
+type origin struct {
+	uuid string
+	ino  uint64 // inode number of the top directory
+
+	// lock is a mutex that can be waited for with a context. It is held while
+	// the record is read or written.
+	lock chan struct{}
+	// record is the state that the tree here started from or was merged with
+	// last; sent is a manifest that the API server may have taken since.
+	record atomic.Pointer[Record]
+	sent   string    // protected by lock
+	expiry time.Time // of the signatures that the tree has; protected by lock
+
+	fetched atomic.Int64 // Unix nanoseconds of when the record was read
+	tried   atomic.Int64 // and of the latest attempt to read it again
+
+	changes atomic.Int64 // how often something was changed here
+	saved   atomic.Int64 // the value of changes that the record has in it
+	wanted  atomic.Bool  // somebody counts on it being saved without asking again
+	saving  atomic.Int64 // Unix nanoseconds of the latest attempt to save
+	// denied says that the API server refused the latest attempt: the token may
+	// only read the collection.
+	denied atomic.Bool
+	// reported is the error that was logged last.
+	reported atomic.Pointer[string]
+}
+
+// changed notes that something was changed, after it was. With soon it is saved
+// before long, without anybody asking.
+func (l *live) changed(soon bool) {
+	if l.origin == nil {
+		return
+	}
+	l.origin.changes.Add(1)
+	if soon {
+		l.origin.wanted.Store(true)
+	}
+}
+
+func (o *origin) clean() bool { return o.changes.Load() == o.saved.Load() }
+
+func (l *live) denied() bool { return l.origin != nil && l.origin.denied.Load() }
+
+// gone tells whether n is no longer part of the tree because a merge has
+// replaced it. Programs must not write to it. The kernel, told ESTALE, looks for
+// the name anew.
+func (l *live) gone(n keep.Node) bool { return l.origin != nil && !n.Linked() }
+
+// loadLive makes a writable collection of the record with that UUID.
+func (s *server) loadLive(ctx context.Context, uuid string) (*collection, error) {
+	rec, err := s.backend.API.Collection(ctx, uuid)
+	if err != nil {
+		return nil, err
+	}
+	l, err := s.newLive(uuid, rec.ManifestText)
+	if err != nil {
+		return nil, err
+	}
+	opts := keep.WriteOptions{Replication: rec.Replication, StorageClasses: rec.StorageClasses}
+	if len(opts.StorageClasses) == 0 {
+		opts.StorageClasses = s.opts.StorageClasses
+	}
+	l.files.SetWriteOptions(opts)
+	l.files.SetModTime(rec.ModifiedAt)
+	o := &origin{uuid: uuid, lock: make(chan struct{}, 1), expiry: signatureExpiry(rec.ManifestText)}
+	o.record.Store(&rec)
+	o.fetched.Store(time.Now().UnixNano())
+	l.origin = o
+	s.addLive(l)
+	return &collection{id: uuid, live: l, ino: l.root().ino()}, nil
+}
+
+func (o *origin) acquire(ctx context.Context) error {
+	select {
+	case o.lock <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (o *origin) release() { <-o.lock }
+
+// freshenLive merges what others have changed, if the record was read too long
+// ago. If it cannot be read, what was there stays.
+func (s *server) freshenLive(ctx context.Context, l *live) {
+	if l.origin != nil && since(&l.origin.fetched) > s.opts.RefreshTime {
+		_ = s.refreshLive(ctx, l, min(s.pause(), s.opts.RefreshTime))
+	}
+}
+
+// refreshLive reads the record unless that was tried within the last pause.
+func (s *server) refreshLive(ctx context.Context, l *live, pause time.Duration) error {
+	o := l.origin
+	begun := time.Now().UnixNano()
+	if err := o.acquire(ctx); err != nil {
+		return err
+	}
+	defer o.release()
+	switch {
+	case o.fetched.Load() > begun:
+		return nil // somebody else was faster
+	case since(&o.tried) < pause:
+		return errPause
+	}
+	o.tried.Store(time.Now().UnixNano())
+	err := s.pull(ctx, l)
+	if err != nil && ctx.Err() == nil {
+		s.log.warningf("collection %s cannot be read again, using what was read before: %v", o.uuid, err)
+	}
+	return err
+}
+
+// pull reads the record and merges what others have changed. The caller holds
+// the lock.
+func (s *server) pull(ctx context.Context, l *live) error {
+	o := l.origin
+	rec, err := s.backend.API.Collection(ctx, o.uuid)
+	if err != nil {
+		return err
+	}
+	have := o.record.Load()
+	expiry := signatureExpiry(rec.ManifestText)
+	if rec.PortableDataHash == have.PortableDataHash {
+		if !expiry.IsZero() && (expiry.Sub(o.expiry) > s.ttl/4 || time.Until(o.expiry) < expiresSoon) {
+			l.files.RefreshSignatures(rec.ManifestText)
+			o.expiry = expiry
+		}
+	} else {
+		base := have.ManifestText
+		if o.sent != "" && keep.PortableDataHash(o.sent) == rec.PortableDataHash {
+			base = o.sent // an attempt to save whose answer was lost
+		}
+		at := time.Now()
+		conflicts, err := l.files.Merge(base, rec.ManifestText, at)
+		if err != nil {
+			return fmt.Errorf("merge with what others have saved: %w", err)
+		}
+		l.files.RefreshSignatures(rec.ManifestText)
+		o.expiry = expiry
+		for _, name := range conflicts {
+			s.log.warningf("collection %s: changed here and by others at the same time: what others have saved is now %q", o.uuid, name)
+			l.changed(true)
+		}
+	}
+	l.files.SetModTime(rec.ModifiedAt)
+	o.record.Store(&rec)
+	o.fetched.Store(time.Now().UnixNano())
+	return nil
+}
+
+// save brings the record up to date with what was written here before. Nothing is
+// done if it is already.
+func (s *server) save(ctx context.Context, l *live) error {
+	o := l.origin
+	if o.clean() {
+		return nil
+	}
+	if err := o.acquire(ctx); err != nil {
+		o.wanted.Store(true)
+		return err
+	}
+	defer o.release()
+	if o.clean() {
+		return nil // somebody else has saved it
+	}
+	o.saving.Store(time.Now().UnixNano())
+	o.wanted.Store(false)
+	err := s.push(ctx, l)
+	switch {
+	case err == nil:
+		o.denied.Store(false)
+		o.reported.Store(nil)
+	case errors.Is(err, fs.ErrPermission):
+		o.denied.Store(true)
+	}
+	if err != nil {
+		o.wanted.Store(true)
+	}
+	return err
+}
+
+// push saves. The caller holds the lock.
+func (s *server) push(ctx context.Context, l *live) error {
+	o := l.origin
+	// First everything gets stored, which may take long, then the record is read,
+	// so that little time remains for others to change it.
+	if _, err := l.files.MarshalManifest(ctx); err != nil {
+		return err
+	}
+	if err := s.pull(ctx, l); err != nil {
+		return err
+	}
+	if err := l.files.Localize(ctx); err != nil {
+		return err
+	}
+	changes := o.changes.Load()
+	manifest, err := l.files.MarshalManifest(ctx)
+	if err != nil {
+		return err
+	}
+	if keep.PortableDataHash(manifest) != o.record.Load().PortableDataHash {
+		o.sent = manifest
+		rec, err := s.backend.API.SaveCollection(ctx, o.uuid, manifest)
+		if err != nil {
+			return err
+		}
+		o.record.Store(&rec)
+		o.fetched.Store(time.Now().UnixNano())
+		l.files.SetModTime(rec.ModifiedAt)
+	}
+	o.sent = ""
+	o.saved.Store(changes)
+	return nil
+}
+
+// saveNow saves on behalf of a program and says what it is told.
+func (s *server) saveNow(ctx context.Context, l *live) fuse.Status {
+	if l.origin == nil {
+		return fuse.OK
+	}
+	return s.saveStatus(ctx, l, s.save(ctx, l))
+}
+
+// saveStatus logs why saving failed, once for each reason, and says what the
+// program is told.
+func (s *server) saveStatus(ctx context.Context, l *live, err error) fuse.Status {
+	switch {
+	case err == nil:
+		return fuse.OK
+	case ctx.Err() != nil:
+		return fuse.EINTR
+	case l.files.Err() != nil:
+		return s.writeError(l, err)
+	}
+	text := err.Error()
+	if last := l.origin.reported.Swap(&text); last == nil || *last != text {
+		s.log.errorf("collection %s cannot be saved, trying again: %s", l.origin.uuid, text)
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		return fuse.EPERM
+	}
+	return fuse.EIO
+}
+
+// saveChange saves after a change of names, which has been made here whatever
+// becomes of that. Only a refusal is reported: everything else is tried again,
+// and fsync and close report it.
+func (s *server) saveChange(cancel <-chan struct{}, header *fuse.InHeader, l *live) fuse.Status {
+	if l.origin == nil {
+		return fuse.OK
+	}
+	l.changed(true)
+	ctx, end := s.request(cancel, header)
+	defer end()
+	if st := s.saveNow(ctx, l); st == fuse.EPERM {
+		return st
+	}
+	return fuse.OK
+}
+
+// saveLater saves what nobody waits for, until ctx ends.
+func (s *server) saveLater(ctx context.Context) {
+	ticker := time.NewTicker(retryEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		for _, l := range s.lives() {
+			if o := l.origin; o != nil && o.wanted.Load() && !o.clean() && since(&o.saving) > min(s.pause(), s.opts.RefreshTime) {
+				s.saveStatus(ctx, l, s.save(ctx, l))
+			}
+		}
+	}
+}
+
+// saveLast saves what is not saved when the mount has ended.
+func (s *server) saveLast() {
+	ctx, cancel := context.WithTimeout(context.Background(), finalSave)
+	defer cancel()
+	for _, l := range s.lives() {
+		if l.origin == nil || l.origin.clean() {
+			continue
+		}
+		if err := s.save(ctx, l); err != nil {
+			s.log.errorf("collection %s: what was changed last is lost, it could not be saved: %v", l.origin.uuid, err)
+		}
+	}
+}
+
+// renewLive makes sure that the files of l are read with signatures that were
+// not there before. Without success the old ones are still worth a try.
+func (s *server) renewLive(ctx context.Context, l *live) bool {
+	if l.origin == nil || l.origin.acquire(ctx) != nil {
+		return false
+	}
+	l.origin.expiry = time.Time{}
+	l.origin.release()
+	return s.refreshLive(ctx, l, s.pause()) == nil
+}
+
+// liveRecordText is the content of .arvados#collection: the record with the
+// manifest of what is in the directory now.
+func (s *server) liveRecordText(ctx context.Context, l *live) ([]byte, error) {
+	s.freshenLive(ctx, l)
+	o := l.origin
+	rec := *o.record.Load()
+	if !o.clean() {
+		manifest, err := l.files.MarshalManifest(ctx)
+		if err != nil {
+			return nil, err
+		}
+		rec.ManifestText, rec.PortableDataHash = manifest, keep.PortableDataHash(manifest)
+	}
+	return recordJSON(rec), nil
+}
