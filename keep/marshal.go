@@ -74,9 +74,13 @@ func (c *Collection) waitFor(ctx context.Context, src *source) error {
 		switch {
 		case stored:
 			return nil
-		case uploading == nil:
-			// The upload failed, or could not begin.
+		case uploading == nil && cmp.Or(failed, ctx.Err(), c.ctx.Err()) != nil:
 			return cmp.Or(failed, ctx.Err(), fs.ErrClosed)
+		case uploading == nil:
+			// Whose write it was did not wait until it could begin.
+			c.claimAgain(src)
+			c.upload(ctx, src)
+			continue
 		}
 		select {
 		case <-uploading:

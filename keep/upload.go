@@ -88,6 +88,15 @@ func (c *Collection) unclaim(src *source) {
 	c.release(src)
 }
 
+// claimAgain undoes unclaim. The caller holds marshalMu, so that nobody else
+// claims src meanwhile.
+func (c *Collection) claimAgain(src *source) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.claim(src)
+	c.buffered -= src.size
+}
+
 // release ends the upload of src, with or without success, for all who wait for
 // it. The caller holds the lock.
 func (c *Collection) release(src *source) {

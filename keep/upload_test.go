@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"crunch-oci/keep"
@@ -316,4 +317,49 @@ func TestReadOnlyStore(t *testing.T) {
 	if _, err := f.Read(make([]byte, 1)); err == nil {
 		t.Error("read without a store")
 	}
+}
+
+// A write that was interrupted while it waited for its upload to begin is stored
+// all the same by a save that waits for that upload, too.
+func TestMarshalStoresWhatAnotherGaveUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := newMemStore()
+		store.gate = make(chan struct{})
+		c := newCollection(t, "", store, 64)
+		c.LimitUploads(1)
+		f, err := c.Create("f")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		write := func(ctx context.Context, off int64) error {
+			_, err := f.WriteAtContext(ctx, pattern("x", 64), off)
+			return err
+		}
+		if err := write(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		ctx, interrupt := context.WithCancel(t.Context())
+		written, saved := make(chan error, 1), make(chan error, 1)
+		var text string
+		go func() { written <- write(ctx, 64) }()
+		synctest.Wait() // for the only upload slot
+		go func() {
+			var err error
+			text, err = c.MarshalManifest(t.Context())
+			saved <- err
+		}()
+		synctest.Wait() // for the first upload
+		interrupt()
+		if err := <-written; err != nil {
+			t.Error(err)
+		}
+		close(store.gate)
+		if err := <-saved; err != nil {
+			t.Fatal(err)
+		}
+		if got := readFile(t, newCollection(t, text, store, 0), "f"); len(got) != 128 {
+			t.Errorf("%d bytes are stored", len(got))
+		}
+	})
 }
