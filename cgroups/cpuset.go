@@ -1,16 +1,12 @@
 package cgroups
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-
-	"golang.org/x/sys/unix"
 )
 
 // KeepCPUs keeps the group, after Create and before a process is in it, to the CPUs
@@ -59,9 +55,11 @@ func keepTo(dir, file, own string) error {
 	return os.WriteFile(filepath.Join(dir, file), []byte(showList(both)), 0)
 }
 
+// inheritedList is what dir has in file, or gets from the groups above. It ends
+// above the root of the hierarchy, where there is no such file.
 func inheritedList(dir, file string) ([]int, error) {
 	text, err := os.ReadFile(filepath.Join(dir, file))
-	if errors.Is(err, fs.ErrNotExist) && dir == "/" || err != nil {
+	if err != nil {
 		return nil, err
 	}
 	if list, err := parseList(string(text)); err != nil || len(list) > 0 {
@@ -71,11 +69,7 @@ func inheritedList(dir, file string) ([]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = os.WriteFile(filepath.Join(dir, file), []byte(showList(list)), 0)
-	if errors.Is(err, unix.EACCES) {
-		return nil, fmt.Errorf("%s: %w", dir, err)
-	}
-	return list, err
+	return list, os.WriteFile(filepath.Join(dir, file), []byte(showList(list)), 0)
 }
 
 // parseList reads a list of numbers as cpuset(7) writes it: "0-3,8".

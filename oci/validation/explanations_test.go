@@ -39,12 +39,12 @@ var explained = map[string]string{
 
 	"linux_cgroups_blkio":            noBlkio,
 	"linux_cgroups_relative_blkio":   noBlkio,
-	"linux_cgroups_hugetlb":          "Needs the hugetlb controller: this machine has none.",
-	"linux_cgroups_relative_hugetlb": "Needs the hugetlb controller: this machine has none.",
-	"linux_cgroups_network":          "Needs the controllers net_cls and net_prio: this machine has none.",
-	"linux_cgroups_relative_network": "Needs the controllers net_cls and net_prio: this machine has none.",
-	"linux_mount_label":              "Needs SELinux with a policy: this machine has none.",
-	"linux_process_apparmor_profile": "Needs AppArmor: this machine's kernel has none.",
+	"linux_cgroups_hugetlb":          "Needs the hugetlb controller: the machine had none.",
+	"linux_cgroups_relative_hugetlb": "Needs the hugetlb controller: the machine had none.",
+	"linux_cgroups_network":          "Needs the controllers net_cls and net_prio: the machine had none.",
+	"linux_cgroups_relative_network": "Needs the controllers net_cls and net_prio: the machine had none.",
+	"linux_mount_label":              "Needs SELinux with a policy: the machine had none.",
+	"linux_process_apparmor_profile": "Needs AppArmor: the machine's kernel had none.",
 }
 
 const (

@@ -74,7 +74,7 @@ const head = `# Validation
 runc of the version that our libcontainer has, program by program in the same run. Numbers are those of single statements. A program
 that is not content is asked twice more, with either runtime, and its best answer counts: some of them wait for fixed times.
 
-What this machine lacks (control group controllers, SELinux, AppArmor, capabilities) is said in the table. With all capabilities, in
+What the machine of this run lacked (control group controllers, SELinux, AppArmor, capabilities) is said in the table. With all capabilities, in
 the virtual machine of ` + "`make test-vm`" + `, on pure cgroup v2, ` + "`process_capabilities` and `default`" + ` are content with both. The other controllers are
 those of cgroup v1, which the suite knows only; no machine of ours has them. ` + "`make test`" + ` runs five of the programs.
 
