@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -153,5 +154,24 @@ func TestCheckOfUserNamespaces(t *testing.T) {
 	}
 	if res := n.run(t, "check", "--timeout=1m"); res.code == 0 || !strings.Contains(res.stdout, n.dir+" is closed to others") {
 		t.Errorf("exit code %d, %s%s", res.code, res.stdout, res.stderr)
+	}
+}
+
+// The output may be a new collection there, too, also for somebody else than root.
+func TestUserNamespaceCollectionOutput(t *testing.T) {
+	t.Parallel()
+	n := newMappedNode(t)
+	c := startCluster(t, n)
+	image := c.storeTools(t)
+	uuid := c.submit(t, image, sh("echo data >/out/f && mkdir /out/d && echo more >>/out/f && mv /out/f /out/d/f; probe as 1000 sh -c 'echo theirs >/out/d/theirs'; echo said"), attrs{
+		"mounts": attrs{
+			"/out":   attrs{"kind": "collection", "writable": true},
+			"stdout": attrs{"kind": "file", "path": "/out/stdout.txt"},
+		},
+	})
+	record := c.finished(t, n, c.supervise(t, n, uuid), uuid, 0, arvados.StateComplete)
+	want := map[string]string{"d/f": "data\nmore\n", "d/theirs": "theirs\n", "stdout.txt": "said\n"}
+	if got := c.files(t, record.Output); !maps.Equal(got, want) {
+		t.Errorf("output %q, want %q; stderr %s", got, want, c.log(t, record, "stderr.txt"))
 	}
 }
