@@ -204,7 +204,7 @@ func (d Dir) Take(uuid string) (*Kept, Result, error) {
 	if err != nil {
 		return nil, Result{}, err
 	}
-	f, err := os.Open(path)
+	f, err := open(path)
 	if err != nil {
 		return nil, Result{}, err
 	}
@@ -219,6 +219,29 @@ func (d Dir) Take(uuid string) (*Kept, Result, error) {
 	}
 	return &Kept{path: path, file: f}, r, nil
 }
+
+// open opens a result. What is none, a pipe above all, is neither waited for nor
+// followed.
+func open(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: errNotRegular}
+	}
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = &fs.PathError{Op: "open", Path: path, Err: errNotRegular}
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+var errNotRegular = errors.New("not a regular file (remove it)")
 
 // maxFile bounds a file, in bytes: two manifests of the largest size that an API
 // server takes, with JSON's escapes.
@@ -279,7 +302,7 @@ func (d Dir) List() (list []Entry, err error) {
 
 // look reads a result without disturbing whoever has it.
 func (d Dir) look(uuid string) (e Entry, err error) {
-	f, err := os.Open(filepath.Join(string(d), uuid+suffix))
+	f, err := open(filepath.Join(string(d), uuid+suffix))
 	if err != nil {
 		return e, err
 	}

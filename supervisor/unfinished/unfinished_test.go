@@ -2,12 +2,15 @@ package unfinished
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const uuid = "zzzzz-dz642-000000000000000"
@@ -109,5 +112,37 @@ func TestDamagedFile(t *testing.T) {
 	}
 	if err == nil || !strings.Contains(err.Error(), "111111111111111") || !strings.Contains(err.Error(), "222222222222222") {
 		t.Errorf("error %v", err)
+	}
+}
+
+// What is no file among the results is named, and hides no result; nobody waits
+// for a pipe that nobody writes to.
+func TestStrangeFiles(t *testing.T) {
+	t.Parallel()
+	base := t.TempDir()
+	id := func(i int) string { return fmt.Sprintf("zzzzz-dz642-%015d", i) }
+	kept, err := Dir(base).Keep(Result{UUID: id(9), State: "Complete"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := kept.Close(); err != nil {
+		t.Fatal(err)
+	}
+	path := func(i int) string { return filepath.Join(base, id(i)+".json") }
+	if err := errors.Join(unix.Mkfifo(path(1), 0o600), os.Mkdir(path(2), 0o700), os.Symlink(path(9), path(3))); err != nil {
+		t.Fatal(err)
+	}
+	list, err := Dir(base).List()
+	if len(list) != 1 || list[0].UUID != id(9) {
+		t.Errorf("list is %+v", list)
+	}
+	for i := 1; i <= 3; i++ {
+		want := path(i) + ": not a regular file"
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("List: %v, should be about %s", err, want)
+		}
+		if _, _, err := Dir(base).Take(id(i)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("Take: %v, should be about %s", err, want)
+		}
 	}
 }
