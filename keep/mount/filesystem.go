@@ -73,16 +73,18 @@ func (s *server) background(fn func(context.Context)) {
 	}
 }
 
-// close ends what the mount does beside answering requests.
-func (s *server) close() {
+// close ends what the mount does beside answering requests. The error says what
+// could not be saved.
+func (s *server) close() error {
 	s.closing.Lock()
 	s.stop()
 	s.closing.Unlock()
 	s.wg.Wait()
-	s.saveLast()
+	err := s.saveLast()
 	for _, l := range s.lives() {
 		_ = l.files.Close()
 	}
+	return err
 }
 
 func (s *server) String() string { return "keep" }

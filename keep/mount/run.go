@@ -45,7 +45,7 @@ func Run(ctx context.Context, opts Options, b Backend, ready func(), stderr io.W
 		return fmt.Errorf("mount: %w", err)
 	}
 	s := newServer(ctx, opts, b, lg)
-	defer s.close()
+	defer func() { err = errors.Join(err, s.close()) }()
 	for _, d := range opts.Dirs {
 		if !d.Tmp {
 			continue

@@ -304,7 +304,7 @@ func (s *server) saveLater(ctx context.Context) {
 }
 
 // saveLast saves what is not saved when the mount has ended.
-func (s *server) saveLast() {
+func (s *server) saveLast() (failed error) {
 	ctx, cancel := context.WithTimeout(context.Background(), finalSave)
 	defer cancel()
 	for _, l := range s.lives() {
@@ -312,9 +312,10 @@ func (s *server) saveLast() {
 			continue
 		}
 		if err := s.save(ctx, l); err != nil {
-			s.log.errorf("collection %s: what was changed last is lost, it could not be saved: %v", l.origin.uuid, err)
+			failed = errors.Join(failed, fmt.Errorf("collection %s: what was changed last is lost, it could not be saved: %w", l.origin.uuid, err))
 		}
 	}
+	return failed
 }
 
 // renewLive makes sure that the files of l are read with signatures that were
