@@ -87,6 +87,11 @@ func (s *server) addLive(l *live) {
 	l.base = s.nodes.add(region{live: l}) - 1
 	s.liveMu.Lock()
 	defer s.liveMu.Unlock()
+	for _, other := range s.live {
+		if l.origin != nil && other.origin != nil && l.origin.uuid == other.origin.uuid {
+			l.origin.lock = other.origin.lock
+		}
+	}
 	s.live = append(s.live, l)
 }
 

@@ -29,7 +29,8 @@ type origin struct {
 	ino  uint64 // inode number of the top directory
 
 	// lock is a mutex that can be waited for with a context. It is held while
-	// the record is read or written.
+	// the record is read or written, and shared by all who show that record:
+	// else one of them could overwrite what another has just saved.
 	lock chan struct{}
 	// record is the state that the tree here started from or was merged with
 	// last; sent is a manifest that the API server may have taken since.

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -154,6 +155,35 @@ func TestSaveMerges(t *testing.T) {
 	}
 	if text, err := io.ReadAll(old); err != nil || string(text) != "one" {
 		t.Errorf("replaced while open: %q %v", text, err)
+	}
+}
+
+// Two directories of the same collection, each with its own changes, end with the
+// same content, whatever the order in which they are saved.
+func TestSaveTwice(t *testing.T) {
+	w, one := mountSaved(t, func(w *world) string { return ". " + w.put([]byte("foo")) + " 0:3:foo\n" },
+		"--mount-by-id", "again", "--refresh-time", "0.05")
+	two := w.path("again", savedUUID)
+	want := map[string]string{"foo": "foo"}
+	var wg sync.WaitGroup
+	for i, dir := range []string{one, two} {
+		for j := range 10 {
+			name := string(rune('a'+i)) + string(rune('0'+j))
+			want[name] = name
+			wg.Go(func() {
+				if err := os.WriteFile(dir+"/"+name, []byte(name), 0o666); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+	wg.Wait()
+	w.wantOnRecord("both", want)
+	for _, dir := range []string{one, two} {
+		waitFor(t, "all files in "+dir, func() bool {
+			list, err := os.ReadDir(dir)
+			return err == nil && len(list) == len(want)
+		})
 	}
 }
 
