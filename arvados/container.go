@@ -168,10 +168,19 @@ func (r *rawAnd) UnmarshalJSON(data []byte) error {
 // UpdateContainer changes attributes of a container. Attributes that are hashes
 // are replaced whole.
 func (c *Client) UpdateContainer(ctx context.Context, uuid string, attrs map[string]any) error {
-	return c.Call(ctx, http.MethodPut, containerPath(uuid), map[string]any{
+	var record struct {
+		UUID string `json:"uuid"`
+	}
+	err := c.Call(ctx, http.MethodPut, containerPath(uuid), map[string]any{
 		"container": attrs,
 		"select":    []string{"uuid"},
-	}, nil)
+	}, &record)
+	// Something else than the API may have answered: what it was told is lost,
+	// and user code must not run, nor a result be forgotten, on its word.
+	if err == nil && record.UUID != uuid {
+		err = unexpected(http.MethodPut, containerPath(uuid), "it is not about container %s", uuid)
+	}
+	return err
 }
 
 // ContainerRecordJSON returns the container record as a list shows it, byte for

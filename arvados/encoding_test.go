@@ -22,7 +22,7 @@ func TestRawRequest(t *testing.T) {
 	c, _, _ := newTestServer(t, func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		got.sent, got.header = sent{method: r.Method, target: r.RequestURI, body: string(body)}, r.Header
-		io.WriteString(w, `{}`)
+		io.WriteString(w, `{"uuid":"xmpl1-dz642-7k2v9q4m1x8c3b5"}`)
 	})
 	err := c.UpdateContainer(context.Background(), "xmpl1-dz642-7k2v9q4m1x8c3b5", map[string]any{
 		"state": "Running", "log": "eed6ad1bce794319b98169d15344daf4+182", "gateway_address": "10.0.0.17:41234"})

@@ -134,7 +134,7 @@ func TestRedirectOnSameHost(t *testing.T) {
 		if r.URL.Path != "/moved" {
 			http.Redirect(w, r, "/moved", http.StatusTemporaryRedirect)
 		} else if r.Method == "PUT" && len(body) > 0 && r.Header.Get("Authorization") == "Bearer "+dispatcherToken {
-			io.WriteString(w, `{}`)
+			io.WriteString(w, `{"uuid":"x"}`)
 		}
 	})
 	if err := c.UpdateContainer(context.Background(), "x", map[string]any{"cost": 1}); err != nil {
@@ -293,5 +293,17 @@ func TestUpdateAnsweredBySomebodyElse(t *testing.T) {
 	})
 	if err := c.UpdateContainer(t.Context(), "zzzzz-dz642-xxxxxxxxxxxxxxx", map[string]any{"state": StateRunning}); err != nil || attempts.Load() != 3 {
 		t.Errorf("%v after %d attempts", err, attempts.Load())
+	}
+}
+
+// An update is done only when the answer is about that container: whoever else
+// says 200 with some JSON has changed nothing.
+func TestUpdateAnsweredByAnother(t *testing.T) {
+	const uuid = "zzzzz-dz642-xxxxxxxxxxxxxxx"
+	for _, answer := range []string{`{}`, `null`, `[]`, `{"uuid":5}`, `{"uuid":""}`, `{"uuid":"zzzzz-dz642-yyyyyyyyyyyyyyy"}`} {
+		c, _, _ := newTestServer(t, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, answer) })
+		if err := c.UpdateContainer(t.Context(), uuid, map[string]any{"state": StateComplete}); err == nil || !strings.Contains(err.Error(), "unexpected answer") {
+			t.Errorf("%s: %v", answer, err)
+		}
 	}
 }

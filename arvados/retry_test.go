@@ -94,7 +94,7 @@ func TestAttemptsAreIdentical(t *testing.T) {
 			http.Error(w, "try again", http.StatusBadGateway)
 			return
 		}
-		io.WriteString(w, `{}`)
+		io.WriteString(w, `{"uuid":"zzzzz-dz642-000000000000001"}`)
 	})
 	for range 2 {
 		if err := c.UpdateContainer(context.Background(), "zzzzz-dz642-000000000000001", map[string]any{"exit_code": 0, "log": "x+1"}); err != nil {
