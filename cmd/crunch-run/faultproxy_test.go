@@ -36,6 +36,8 @@ type faultProxy struct {
 	decide func(name string) trouble
 
 	mu sync.Mutex
+	// meddle, if not nil, may answer a request before anything else does.
+	meddle func(w http.ResponseWriter, r *http.Request) (handled bool)
 	// obeyed, if not nil, is told each request that has been obeyed; true: the
 	// answer is not sent.
 	obeyed   func(name string) bool
@@ -73,7 +75,12 @@ func newFaultProxy(t testing.TB, n *node, c *cluster, decide func(name string) t
 			if err != nil {
 				panic(http.ErrAbortHandler)
 			}
-			p.serve(w, r, target, name(r, body), body)
+			p.mu.Lock()
+			meddle := p.meddle
+			p.mu.Unlock()
+			if meddle == nil || !meddle(w, r) {
+				p.serve(w, r, target, name(r, body), body)
+			}
 		}))
 		s.Config.ErrorLog = quiet
 		return s
@@ -94,6 +101,13 @@ func newFaultProxy(t testing.TB, n *node, c *cluster, decide func(name string) t
 	writeFile(t, bundle, append(ca, ours...))
 	p.env = append(c.supervisorEnv(), "ARVADOS_API_HOST="+strings.TrimPrefix(p.api.URL, "https://"), "SSL_CERT_FILE="+bundle)
 	return p
+}
+
+// meddleWith lets f answer requests, if it wants, before anything else does.
+func (p *faultProxy) meddleWith(f func(w http.ResponseWriter, r *http.Request) (handled bool)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.meddle = f
 }
 
 func (p *faultProxy) serve(w http.ResponseWriter, r *http.Request, target, name string, body []byte) {

@@ -105,6 +105,8 @@ func TestLocalKeepstoreOnS3(t *testing.T) {
 	if out := stamped(t, logs["stdout.txt"]); out != input {
 		t.Errorf("stdout %q", out)
 	}
+	mu.Lock()
+	defer mu.Unlock()
 	if len(kills) > 0 {
 		t.Errorf("requests that never came: %v", kills)
 	}

@@ -314,6 +314,20 @@ func TestReadOnly(t *testing.T) {
 	}
 }
 
+// Where the directory cannot be made the warning says why.
+func TestReadOnlyNeverUsed(t *testing.T) {
+	w := newWorld(t)
+	w.tmpfs(4 << 20)
+	if err := unix.Mount("", filepath.Dir(w.dir), "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	c, told := w.open("10000000")
+	w.read(c, w.put(1, 100_000))
+	if !strings.Contains(told.String(), w.dir) || !strings.Contains(told.String(), "read-only file system") {
+		t.Errorf("warnings %q", told)
+	}
+}
+
 // A directory that cannot be used, or not safely, is said to be so, and blocks
 // are held in memory.
 func TestUnusableDirectory(t *testing.T) {

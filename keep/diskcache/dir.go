@@ -51,13 +51,17 @@ func openDir(root string, limit Limit) (*dir, error) {
 	if root == "" {
 		root = DefaultDir()
 	}
-	if err := os.MkdirAll(filepath.Join(root, "tmp"), dirMode); err != nil && !errors.Is(err, unix.EROFS) {
-		return nil, err
+	made := os.MkdirAll(filepath.Join(root, "tmp"), dirMode)
+	if made != nil && !errors.Is(made, unix.EROFS) {
+		return nil, made
 	}
 	// Whoever else could write there could change a block after it was
 	// verified.
 	var st unix.Stat_t
 	if err := unix.Stat(root, &st); err != nil {
+		if made != nil {
+			return nil, made // the cause
+		}
 		return nil, &os.PathError{Op: "stat", Path: root, Err: err}
 	}
 	if int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
