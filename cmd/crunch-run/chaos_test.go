@@ -188,7 +188,6 @@ type chaos struct {
 	mu      sync.Mutex
 	typical time.Duration // of a run
 	ends    map[string]int
-	request sync.Mutex // of cluster.requests
 }
 
 func (x *chaos) usually() time.Duration {
@@ -233,9 +232,7 @@ func (x *chaos) one(t *testing.T, plan chaosPlan) {
 	} else if plan.bridge {
 		flags = []string{"-container-enable-networking=always", "-container-network-mode=bridge"}
 	}
-	x.request.Lock()
 	r := c.request(t, x.images[c], sh("cat /in/a.txt; ls /sys/class/net; mkdir -p d/d; echo data >d/d/data.txt; (sleep 0.1 & wait); echo done"), other)
-	x.request.Unlock()
 	uuid := r.ContainerUUID
 
 	var p *process

@@ -8,8 +8,10 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -26,8 +28,38 @@ type cluster struct {
 	blocks         keep.BlockStore // with the user's token
 	all            keep.BlockStore // with the dispatcher's
 	keepURL        string
-	requests       map[string]string // UUID by that of the container
-	tokens         []string
+	ledger         *ledger
+}
+
+// ledger is what has been made on a cluster, by tests that run at the same time.
+type ledger struct {
+	mu       sync.Mutex
+	requests map[string]string // UUID by that of the container
+	secrets  []string          // that must not get into a log
+}
+
+func (l *ledger) submitted(container, request string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.requests[container] = request
+}
+
+func (l *ledger) requestOf(container string) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.requests[container]
+}
+
+func (l *ledger) hide(secrets ...string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.secrets = append(l.secrets, secrets...)
+}
+
+func (l *ledger) hidden() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.secrets)
 }
 
 // startCluster starts a cluster that ends with the test. It lives outside of the
@@ -64,14 +96,14 @@ func (c *cluster) restart(t testing.TB, n *node) {
 	args := []string{"cluster", "--dir", filepath.Join(n.dir, "cluster"), "--listen", c.env["ARVADOS_API_HOST"]}
 	again := connectCluster(t, n.start(t, run{args: args, env: []string{"CRUNCH_RUN_STORE_DIR="}}))
 	endCluster(t, again.process)
-	again.requests = c.requests
+	again.ledger = c.ledger
 	*c = *again
 }
 
 // connectCluster connects to a cluster that is being started.
 func connectCluster(t testing.TB, p *process) *cluster {
 	t.Helper()
-	c := &cluster{process: p, env: make(map[string]string), requests: make(map[string]string)}
+	c := &cluster{process: p, env: make(map[string]string), ledger: &ledger{requests: make(map[string]string)}}
 	c.process.stdout.mustSay(t, "export ARVADOS_DISPATCHER_TOKEN='")
 	c.process.stdout.mustSay(t, "'\n")
 	for line := range strings.Lines(c.process.stdout.String()) {
@@ -91,7 +123,7 @@ func (c *cluster) connect(t testing.TB) {
 		t.Fatal(err)
 	}
 	c.dispatch = c.user.WithToken(c.env["ARVADOS_DISPATCHER_TOKEN"])
-	c.tokens = []string{c.env["ARVADOS_API_TOKEN"], c.env["ARVADOS_DISPATCHER_TOKEN"]}
+	c.ledger.hide(c.env["ARVADOS_API_TOKEN"], c.env["ARVADOS_DISPATCHER_TOKEN"])
 	services, err := c.user.KeepServices(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -206,7 +238,7 @@ func (c *cluster) request(t testing.TB, image string, command []string, other at
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.requests[r.ContainerUUID] = r.UUID
+	c.ledger.submitted(r.ContainerUUID, r.UUID)
 	return r
 }
 
@@ -341,7 +373,7 @@ func (c *cluster) savedLog(t testing.TB, record arvados.Container) string {
 	if record.State == arvados.StateComplete {
 		return record.Log
 	}
-	request, err := c.user.GetContainerRequest(t.Context(), c.requests[record.UUID])
+	request, err := c.user.GetContainerRequest(t.Context(), c.ledger.requestOf(record.UUID))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -365,7 +397,7 @@ func (c *cluster) log(t testing.TB, record arvados.Container, name string) strin
 // mustHideTokens fails the test if a secret got into the log or to stderr.
 func (c *cluster) mustHideTokens(t testing.TB, record arvados.Container, p *process) {
 	t.Helper()
-	tokens := c.tokens
+	tokens := c.ledger.hidden()
 	if auth, err := c.dispatch.ContainerAuth(t.Context(), record.UUID); err == nil {
 		tokens = append(tokens, auth.APIToken)
 	}

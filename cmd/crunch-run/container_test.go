@@ -20,24 +20,33 @@ func insideContainer(t testing.TB, n *node) string {
 	t.Helper()
 	var root string
 	waitFor(t, "a program in the container", func() bool {
-		for _, p := range n.processes() {
-			// Before that the process is this program, in a memory file.
-			if p.contained && p.exe != "" && !strings.Contains(p.exe, "crunch-run") && !strings.Contains(p.exe, "memfd") {
-				root = fmt.Sprintf("/proc/%d/root", p.pid)
-				return true
-			}
-		}
-		return false
+		root = containerRoot(n)
+		return root != ""
 	})
 	return root
+}
+
+// containerRoot returns the path to the root of the container's processes by one
+// of them, which may end at any moment; "" if there is none.
+func containerRoot(n *node) string {
+	for _, p := range n.processes() {
+		// Before that the process is this program, in a memory file.
+		if p.contained && p.exe != "" && !strings.Contains(p.exe, "crunch-run") && !strings.Contains(p.exe, "memfd") {
+			return fmt.Sprintf("/proc/%d/root", p.pid)
+		}
+	}
+	return ""
 }
 
 // awaitFile waits until the container has written a file.
 func awaitFile(t testing.TB, n *node, name string) {
 	t.Helper()
-	path := filepath.Join(insideContainer(t, n), name)
 	waitFor(t, name, func() bool {
-		_, err := os.Stat(path)
+		root := containerRoot(n)
+		if root == "" {
+			return false
+		}
+		_, err := os.Stat(filepath.Join(root, name))
 		return err == nil
 	})
 }
@@ -48,9 +57,10 @@ const untilTold = "until [ -e /out/go ]; do sleep 0.02; done; rm /out/go; "
 // release lets a container that waits go on.
 func release(t testing.TB, n *node) {
 	t.Helper()
-	if err := os.WriteFile(filepath.Join(insideContainer(t, n), "out/go"), nil, 0o666); err != nil {
-		t.Fatal(err)
-	}
+	waitFor(t, "a waiting container", func() bool {
+		root := containerRoot(n)
+		return root != "" && os.WriteFile(filepath.Join(root, "out/go"), nil, 0o666) == nil
+	})
 }
 
 // TestDispatched follows a container through the states that a dispatcher and a

@@ -26,7 +26,7 @@ func TestNodeShell(t *testing.T) {
 	t.Parallel()
 	d := newDoor(t)
 	uuid := d.submit(t, d.image, waiting, nil)
-	e := &entered{door: d, uuid: uuid, request: d.requests[uuid]}
+	e := &entered{door: d, uuid: uuid, request: d.ledger.requestOf(uuid)}
 	e.supervisor = d.supervise(t, d.node, uuid)
 	e.supervisor.stderr.mustSay(t, "Waiting for container to finish")
 	for _, c := range []struct {

@@ -41,7 +41,7 @@ func newDoor(t testing.TB) *door {
 			t.Error(err)
 		}
 	})
-	d := &door{cluster: &cluster{env: map[string]string{}, requests: map[string]string{}}, local: local, node: n}
+	d := &door{cluster: &cluster{env: map[string]string{}, ledger: &ledger{requests: map[string]string{}}}, local: local, node: n}
 	for _, kv := range append(local.Env(), "ARVADOS_DISPATCHER_TOKEN="+local.DispatcherToken()) {
 		k, v, _ := strings.Cut(kv, "=")
 		d.env[k] = v
@@ -76,9 +76,9 @@ func (d *door) run(t testing.TB, address string, command []string, other attrs) 
 	uuid := d.submit(t, d.image, command, other)
 	own := *d
 	own.node = newNode(t)
-	e := &entered{door: &own, uuid: uuid, request: d.requests[uuid]}
+	e := &entered{door: &own, uuid: uuid, request: d.ledger.requestOf(uuid)}
 	secret := d.local.GatewayAuthSecret(uuid)
-	d.tokens = append(d.tokens, secret)
+	d.ledger.hide(secret)
 	env := append(d.supervisorEnv(), "GatewayAuthSecret="+secret, "GatewayAddress="+address)
 	e.supervisor = e.node.start(t, run{args: []string{uuid}, env: env})
 	e.supervisor.stderr.mustSay(t, "Waiting for container to finish")

@@ -110,7 +110,7 @@ func TestLiveLogWhileSaving(t *testing.T) {
 	t.Parallel()
 	d := newDoor(t)
 	uuid := d.submit(t, d.image, sh("echo said; head -c 70000000 /dev/zero >large"), nil) // more than a block
-	e := &entered{door: d, uuid: uuid, request: d.requests[uuid]}
+	e := &entered{door: d, uuid: uuid, request: d.ledger.requestOf(uuid)}
 	target, err := url.Parse(d.keepURL)
 	if err != nil {
 		t.Fatal(err)

@@ -131,7 +131,7 @@ func TestUnfinishedResults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, secret := range append(c.tokens, "+A") {
+	for _, secret := range append(c.ledger.hidden(), "+A") {
 		if strings.Contains(string(text), secret) {
 			t.Errorf("%q is in it:\n%s", secret, text)
 		}
