@@ -90,7 +90,7 @@ func (r *run) createContainer(ctx context.Context) error {
 	if err := r.connect(ctx, network, bundle); err != nil {
 		return fmt.Errorf("While creating container: %w", err)
 	}
-	return s.closeGiven()
+	return r.closeGiven(ctx, s)
 }
 
 // connect gives the container its network. One whose command was found to be

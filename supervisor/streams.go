@@ -188,13 +188,25 @@ func (r *run) openStdin(ctx context.Context, s *streams) (*os.File, error) {
 }
 
 // closeGiven closes the container's ends in this process: while one is open
-// here, its pipe has no end.
-func (s *streams) closeGiven() error {
+// here, its pipe has no end. To close a file of a new collection takes an answer
+// of the FUSE server.
+func (r *run) closeGiven(ctx context.Context, s *streams) error {
+	given := s.given
+	s.given = nil
+	if !r.inputs.plan.OutputIsCollection {
+		return closeFiles(given)
+	}
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	_, err := onMount(ctx, r, func() (struct{}, error) { return struct{}{}, closeFiles(given) }, func(struct{}) {})
+	return err
+}
+
+func closeFiles(files []*os.File) error {
 	var errs []error
-	for _, f := range s.given {
+	for _, f := range files {
 		errs = append(errs, f.Close())
 	}
-	s.given = nil
 	return errors.Join(errs...)
 }
 
@@ -202,7 +214,7 @@ func (s *streams) closeGiven() error {
 // on the way. The container has ended, or was never made. A second close does
 // nothing.
 func (s *streams) close(ctx context.Context) error {
-	errs := []error{s.closeGiven()}
+	errs := []error{closeFiles(s.given)}
 	deadline := time.Now().Add(drainTimeout)
 	for _, c := range s.out {
 		errs = append(errs, c.from.SetReadDeadline(deadline))

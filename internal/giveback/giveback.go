@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -20,6 +21,9 @@ import (
 // on behalf of this process. It takes some milliseconds.
 func Memory() {
 	debug.FreeOSMemory()
+	if !local("/proc/self/exe") {
+		return
+	}
 	maps, err := os.Open("/proc/self/smaps")
 	if err != nil {
 		return // the pages stay where they are
@@ -30,6 +34,23 @@ func Memory() {
 		// failure means that the pages stay.
 		_, _, _ = unix.Syscall(unix.SYS_MADVISE, m.start, m.end-m.start, unix.MADV_DONTNEED)
 	}
+}
+
+// remote are file systems (statfs(2); Lustre's and GPFS's numbers are not in it)
+// whose files another machine may replace, or that need a server to read them
+// again: a page that cannot be had again would end the process with SIGBUS.
+var remote = []int64{unix.NFS_SUPER_MAGIC, unix.SMB_SUPER_MAGIC, unix.SMB2_SUPER_MAGIC, unix.CIFS_SUPER_MAGIC, unix.AFS_SUPER_MAGIC, unix.AFS_FS_MAGIC,
+	unix.CODA_SUPER_MAGIC, unix.CEPH_SUPER_MAGIC, unix.V9FS_MAGIC, unix.FUSE_SUPER_MAGIC, lustre, gpfs}
+
+const (
+	lustre = 0x0bd00bd0
+	gpfs   = 0x47504653
+)
+
+// local tells whether a file lies on this machine for certain.
+func local(path string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(path, &st) == nil && !slices.Contains(remote, int64(st.Type))
 }
 
 // mapping is a range of addresses.

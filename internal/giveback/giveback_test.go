@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -43,6 +44,18 @@ func TestMemory(t *testing.T) {
 	text, err := json.Marshal(map[string]any{"hash": fmt.Sprintf("%x", sha256.Sum256([]byte("abc")))})
 	if want := `{"hash":"ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}`; err != nil || string(text) != want {
 		t.Error(string(text), err)
+	}
+}
+
+// Pages that might be gone for good are kept.
+func TestLocal(t *testing.T) {
+	if !local("/proc/self/exe") || local("/nosuch") {
+		t.Error("this program is not local, or a file that does not exist is")
+	}
+	for _, magic := range []int64{unix.NFS_SUPER_MAGIC, unix.FUSE_SUPER_MAGIC, lustre} {
+		if !slices.Contains(remote, magic) {
+			t.Errorf("%x is taken for a file system of this machine", magic)
+		}
 	}
 }
 
