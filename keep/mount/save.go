@@ -26,7 +26,6 @@ const finalSave = 15 * time.Second
 // origin ties a live collection to its record.
 type origin struct {
 	uuid string
-	ino  uint64 // inode number of the top directory
 
 	// lock is a mutex that can be waited for with a context. It is held while
 	// the record is read or written, and shared by all who show that record:
