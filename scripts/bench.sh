@@ -26,5 +26,6 @@ run ./imagestore 'Unpack' -benchtime 3x
 run ./keep 'Get|Put|MD5|CollectionRead|CollectionWrite'
 run ./keep/mount 'SequentialRead|CachedRead|HTTP'
 KEEP_BENCH_MIB=2048 KEEP_BENCH_FILES=58000 KEEP_BENCH_COLLECTIONS=2000 KEEP_BENCH_RUNS=5 run ./keep/mount 'Table' -benchtime 1x
+CAPTURE_BENCH_MIB=2048 CAPTURE_BENCH_FILES=100000 CAPTURE_BENCH_RUNS=5 run ./supervisor/capture 'Table' -benchtime 1x
 run ./keep/keepstore 'Server' -benchtime 3x
 run ./localcluster 'Start'
