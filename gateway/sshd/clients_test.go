@@ -114,7 +114,13 @@ func TestOpenSSH(t *testing.T) {
 	}}}
 	defer client.CloseIdleConnections()
 	serving(t, c, 8000)
-	waitFor(t, "ssh to listen", func() bool { _, err := os.Stat(socket); return err == nil })
+	waitFor(t, "ssh to listen", func() bool { // which it does a moment after the socket has a name
+		conn, err := net.Dial("unix", socket)
+		if err == nil {
+			_ = conn.Close()
+		}
+		return err == nil
+	})
 	reply, err := client.Get("http://container/page")
 	must(t, err)
 	body, err := io.ReadAll(reply.Body)
