@@ -314,7 +314,7 @@ func daemon(t *testing.T, args []string, answers ...string) {
 func docker(prepare string, save ...string) func(*testing.T, *corpus, string) sample {
 	return func(t *testing.T, c *corpus, file string) sample {
 		if _, err := exec.LookPath("dockerd"); err != nil {
-			t.Skip("docker is not installed")
+			t.Fatal("dockerd is not installed: scripts/deps.sh test installs it")
 		}
 		d := shortDir(t)
 		host := "unix://" + d + "/sock"

@@ -475,7 +475,7 @@ func TestConcurrentReaders(t *testing.T) {
 func TestExecute(t *testing.T) {
 	program, err := os.ReadFile("/bin/echo")
 	if err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	w := newWorld(t)
 	loc := w.put(program)
