@@ -1,8 +1,11 @@
 package oci
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -79,4 +82,52 @@ func HostRlimits() ([]specs.POSIXRlimit, error) {
 		all = append(all, specs.POSIXRlimit{Type: l.kind, Soft: n, Hard: n})
 	}
 	return all, nil
+}
+
+// CheckRlimits says which of these limits this node cannot give to a container:
+// nobody's limit of open files may be above fs.nr_open, and only a process with
+// CAP_SYS_RESOURCE may raise a hard limit (setrlimit(2)).
+func CheckRlimits(limits []specs.POSIXRlimit) error {
+	const nrOpen = "/proc/sys/fs/nr_open"
+	var errs []error
+	for _, l := range limits {
+		if l.Type == "RLIMIT_NOFILE" {
+			text, err := os.ReadFile(nrOpen)
+			if err != nil {
+				return err
+			}
+			if most, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64); err == nil && l.Hard > most {
+				errs = append(errs, fmt.Errorf("%s: this node's kernel allows %d at most (sysctl fs.nr_open)", l.Type, most))
+				continue
+			}
+		}
+		var own unix.Rlimit
+		number, ok := rlimitNumbers[l.Type]
+		if !ok {
+			return fmt.Errorf("%s: no such limit", l.Type)
+		}
+		if err := unix.Getrlimit(number, &own); err != nil {
+			return fmt.Errorf("getrlimit %s: %w", l.Type, err)
+		}
+		if l.Hard > own.Max && !mayRaiseLimits() {
+			errs = append(errs, fmt.Errorf("%s: crunch-run itself was started with a limit of %d, and without CAP_SYS_RESOURCE, which raising it needs", l.Type, own.Max))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// rlimitNumbers are all limits of Linux by their names (getrlimit(2)).
+var rlimitNumbers = map[string]int{
+	"RLIMIT_AS": unix.RLIMIT_AS, "RLIMIT_CORE": unix.RLIMIT_CORE, "RLIMIT_CPU": unix.RLIMIT_CPU, "RLIMIT_DATA": unix.RLIMIT_DATA,
+	"RLIMIT_FSIZE": unix.RLIMIT_FSIZE, "RLIMIT_LOCKS": unix.RLIMIT_LOCKS, "RLIMIT_MEMLOCK": unix.RLIMIT_MEMLOCK, "RLIMIT_MSGQUEUE": unix.RLIMIT_MSGQUEUE,
+	"RLIMIT_NICE": unix.RLIMIT_NICE, "RLIMIT_NOFILE": unix.RLIMIT_NOFILE, "RLIMIT_NPROC": unix.RLIMIT_NPROC, "RLIMIT_RSS": unix.RLIMIT_RSS,
+	"RLIMIT_RTPRIO": unix.RLIMIT_RTPRIO, "RLIMIT_RTTIME": unix.RLIMIT_RTTIME, "RLIMIT_SIGPENDING": unix.RLIMIT_SIGPENDING, "RLIMIT_STACK": unix.RLIMIT_STACK,
+}
+
+// mayRaiseLimits tells whether this process has CAP_SYS_RESOURCE.
+func mayRaiseLimits() bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	err := unix.Capget(&header, &data[0])
+	return err == nil && data[unix.CAP_SYS_RESOURCE/32].Effective&(1<<(unix.CAP_SYS_RESOURCE%32)) != 0
 }

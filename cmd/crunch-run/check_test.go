@@ -124,6 +124,8 @@ func TestCheckLacking(t *testing.T) {
 		"closed firewall":    {script: "nft add table ip c; nft 'add chain ip c passing { type filter hook forward priority 0; policy drop; }'", after: "nft delete table ip c", area: "network", level: "warning", text: "the firewall chain ip c passing drops by default", advice: "nft insert rule", fit: true},
 		"name is taken":      {script: "ip link add crunch0 type bridge; ip addr add 10.1.0.1/16 dev crunch0", after: "ip link del crunch0", area: "network", text: "not crunch-run's", advice: "network-bridge"},
 		"no net admin":       {script: `set -- setpriv --bounding-set -net_admin "$@"`, area: "privileges", text: "NET_ADMIN", advice: "full privileges"},
+		"too many files":     {script: "true", env: "CRUNCH_RUN_ULIMITS=nofile=unlimited", area: "container", text: "setting ulimits: RLIMIT_NOFILE: this node's kernel allows", advice: "every container"},
+		"limits above ours":  {script: `ulimit -Hc 1; set -- setpriv --bounding-set -sys_resource "$@"`, env: "CRUNCH_RUN_ULIMITS=core=0:1048576", area: "container", text: "RLIMIT_CORE: crunch-run itself was started with a limit of 512", advice: "every container"},
 		"no name server":     {script: "mount --bind /dev/null /etc/resolv.conf", area: "network", level: "warning", text: "no name server", advice: "/etc/resolv.conf", fit: true},
 	} {
 		t.Run(name, func(t *testing.T) {

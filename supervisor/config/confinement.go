@@ -123,8 +123,9 @@ var umaskSetting = setting{
 	"umask", "file mode creation mask of commands, in octal", "0022",
 	func(s *Site, text string) error {
 		n, err := strconv.ParseUint(text, 8, 32)
-		if err != nil || n > 0o777 {
-			return errors.New("must be an octal number from 0000 to 0777")
+		// With more, a command could not use its own directories.
+		if err != nil || n > 0o077 {
+			return errors.New("must be an octal number from 0000 to 0077")
 		}
 		s.Umask = uint32(n)
 		return nil
@@ -165,6 +166,11 @@ var ulimitsSetting = setting{
 // ulimitNames are the limits the runtime knows.
 var ulimitNames = []string{"as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio", "rttime", "sigpending", "stack"}
 
+// smallestUlimits are limits below which a container cannot be started, or no
+// program runs in it: its files are opened, or its stack is filled with arguments,
+// under them. Without a word here each container would fail.
+var smallestUlimits = map[string]uint64{"as": 16 << 20, "cpu": 1, "data": 1 << 20, "nofile": 64, "nproc": 1, "stack": 128 << 10}
+
 const unlimited = "unlimited"
 
 func parseUlimit(word string) (l Ulimit, err error) {
@@ -197,6 +203,9 @@ func parseUlimit(word string) (l Ulimit, err error) {
 	}
 	if l.Soft > l.Hard {
 		return l, fmt.Errorf("%q: the soft limit is above the hard one", word)
+	}
+	if least := smallestUlimits[name]; l.Soft < least {
+		return l, fmt.Errorf("%q: must be at least %d, with less no program runs", word, least)
 	}
 	return l, nil
 }

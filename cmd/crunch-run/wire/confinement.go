@@ -30,7 +30,10 @@ func confinement(s config.Site, warn func(format string, args ...any)) (oci.Conf
 	for _, l := range s.Ulimits {
 		c.Ulimits = append(c.Ulimits, specs.POSIXRlimit{Type: "RLIMIT_" + strings.ToUpper(l.Name), Soft: l.Soft, Hard: l.Hard})
 	}
-	var err error
+	err := oci.CheckRlimits(c.Ulimits)
+	if err != nil {
+		return c, fmt.Errorf("setting ulimits: %w", err)
+	}
 	c.AppArmorProfile, err = oci.AppArmor{}.Profile(s.AppArmorProfile)
 	if err != nil && s.AppArmorProfile == oci.AppArmorAuto {
 		warn("warning: containers run without AppArmor profile: %v", err)
