@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // maxSettings bounds settings.conf, which holds a handful of lines.
@@ -75,7 +77,8 @@ func insecure(v string) bool {
 
 // readSettings reads a settings.conf. A missing file has no settings.
 func readSettings(path string) (map[string]string, error) {
-	f, err := os.Open(path)
+	// Opening a named pipe would wait for somebody who writes.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
@@ -83,6 +86,11 @@ func readSettings(path string) (map[string]string, error) {
 		return nil, err
 	}
 	defer f.Close()
+	if fi, err := f.Stat(); err != nil {
+		return nil, err
+	} else if !fi.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s: not a regular file", path)
+	}
 	data, err := io.ReadAll(io.LimitReader(f, maxSettings+1))
 	if err != nil {
 		return nil, err

@@ -26,12 +26,23 @@ type Message struct {
 	Cluster json.RawMessage
 }
 
-// ReadMessage decodes the first JSON value of r, of any size; what follows it is
-// ignored. null and {} are empty messages. An error begins with "decode stdin:"
-// and quotes no value.
+// maxMessage bounds a message in bytes, blanks before it included. Cluster
+// configurations have some ten thousand.
+const maxMessage = 64 << 20
+
+// errMessageTooLong says that a message does not end.
+var errMessageTooLong = fmt.Errorf("no end after %d MiB", maxMessage>>20)
+
+// ReadMessage decodes the first JSON value of r, which ends within 64 MiB; what
+// follows it is ignored. null and {} are empty messages. An error begins with
+// "decode stdin:" and quotes no value.
 func ReadMessage(r io.Reader) (Message, error) {
 	var m Message
-	if err := json.NewDecoder(r).Decode(&m); err != nil {
+	limited := &io.LimitedReader{R: r, N: maxMessage}
+	if err := json.NewDecoder(limited).Decode(&m); err != nil {
+		if limited.N == 0 && (err == io.EOF || err == io.ErrUnexpectedEOF) {
+			err = errMessageTooLong
+		}
 		return Message{}, fmt.Errorf("decode stdin: %w", err)
 	}
 	if string(m.Cluster) == "null" {

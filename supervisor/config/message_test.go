@@ -87,6 +87,26 @@ func TestHugeMessage(t *testing.T) {
 	}
 }
 
+// What never ends is refused, before it has taken the node's memory.
+func TestEndlessMessage(t *testing.T) {
+	for name, begin := range map[string]string{"blanks": " ", "a value": `{"Env":{"K":"`} {
+		r := io.MultiReader(strings.NewReader(begin), endless(' '))
+		if _, err := ReadMessage(r); err == nil || err.Error() != "decode stdin: no end after 64 MiB" {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// endless is a reader of one character, for ever.
+type endless byte
+
+func (e endless) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = byte(e)
+	}
+	return len(p), nil
+}
+
 func TestSetEnv(t *testing.T) {
 	got := map[string]string{}
 	set := func(k, v string) error { got[k] = v; return nil }
