@@ -13,6 +13,10 @@ import (
 // to the queue. Dispatchers wait two minutes for a supervisor to end.
 const requeueLogTimeout = 30 * time.Second
 
+// requeueLogGrace is what that saving may still take once the supervisor has been
+// told to stop.
+const requeueLogGrace = 3 * time.Second
+
 // captureLogTimeout bounds the saving of the log before the output is captured,
 // which is worth it only for those who watch: all is saved again in the end.
 const captureLogTimeout = 2 * time.Minute
@@ -89,7 +93,19 @@ func (r *run) demote(first *firstError, what string, err error) {
 // section 16). Failures leave the container Locked, and the dispatcher copes.
 func (r *run) requeue(ctx context.Context) {
 	r.stopHostStats(ctx)
-	r.publishInPassing(ctx, requeueLogTimeout)
+	save, given := context.WithCancel(ctx)
+	detach := context.AfterFunc(r.stop, func() {
+		grace := time.NewTimer(requeueLogGrace)
+		defer grace.Stop()
+		select {
+		case <-grace.C:
+			given()
+		case <-save.Done():
+		}
+	})
+	r.publishInPassing(save, requeueLogTimeout)
+	detach()
+	given()
 	r.cleanUp(ctx)
 	if err := r.Records.UpdateContainer(ctx, r.UUID, map[string]any{"state": arvados.StateQueued}); err != nil {
 		r.Log.Printf("error giving container back to the queue: %v", err)

@@ -2,10 +2,13 @@ package main_test
 
 import (
 	"bytes"
+	"io"
+	"net/http"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -102,6 +105,40 @@ func TestStopWhileNothingAnswers(t *testing.T) {
 	}
 	log := c.log(t, record, "crunch-run.txt")
 	mustSayInOrder(t, log, "caught signal: terminated\n", "stopping container\n", "Container exited with status code 137 (signal 9, SIGKILL)\n", "partial output is in the trashed collection ", "Cancelled\n")
+}
+
+// A supervisor that waits for a Keep that nobody can find is told to stop, and
+// gives the container back at once: its log, which it cannot save either, must not
+// hold it up.
+func TestStopWhileKeepCannotBeFound(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	c := startCluster(t, n)
+	uuid := c.submit(t, c.storeTools(t), sh("true"), nil)
+	proxy := newFaultProxy(t, n, c, func(string) trouble { return noTrouble })
+	asked := make(chan struct{})
+	var once sync.Once
+	proxy.meddleWith(func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.HasSuffix(r.URL.Path, "/keep_services/accessible") {
+			return false
+		}
+		once.Do(func() { close(asked) })
+		_, _ = io.WriteString(w, `{"items":{"not":"a list"}}`)
+		return true
+	})
+	p := n.start(t, run{args: []string{uuid}, env: proxy.env})
+	select {
+	case <-asked:
+	case <-p.done:
+		t.Fatalf("it has ended:\n%s", p.stderr.String())
+	}
+	began := time.Now()
+	p.signal(t, syscall.SIGTERM)
+	c.finished(t, n, p, uuid, 0, arvados.StateQueued)
+	// It is three seconds for the log; without the signal they are thirty.
+	if took := time.Since(began); took > 20*time.Second {
+		t.Errorf("the container was given back after %v", took)
+	}
 }
 
 // BenchmarkStop measures the time from TERM to the death of the container's last
