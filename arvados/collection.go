@@ -60,8 +60,28 @@ func (c *Client) CreateCollection(ctx context.Context, attrs map[string]any, ens
 
 // UpdateCollection changes attributes and returns the selected ones, or all.
 func (c *Client) UpdateCollection(ctx context.Context, uuid string, attrs map[string]any, selected ...string) (Collection, error) {
+	return c.changeCollection(ctx, uuid, map[string]any{"collection": attrs}, selected)
+}
+
+// ReplaceFiles changes some paths of a collection in one step, and none that
+// others change at the same time: replace says by path where what shall be there
+// comes from: manifest_text/PATH, or "" for nothing (doc.arvados.org, API methods
+// of collections, replace_files). It returns the whole record. A server that does
+// not know the parameter makes manifest all there is, or does nothing if all is
+// to be removed.
+func (c *Client) ReplaceFiles(ctx context.Context, uuid, manifest string, replace map[string]string) (Collection, error) {
+	attrs := map[string]any{}
+	for _, source := range replace {
+		if source != "" { // an unused manifest_text would be refused
+			attrs["manifest_text"] = manifest
+		}
+	}
+	return c.changeCollection(ctx, uuid, map[string]any{"collection": attrs, "replace_files": replace}, nil)
+}
+
+func (c *Client) changeCollection(ctx context.Context, uuid string, params map[string]any, selected []string) (Collection, error) {
 	var coll Collection
-	err := c.Call(ctx, http.MethodPut, collectionPath(uuid), selecting(map[string]any{"collection": attrs}, selected), &coll)
+	err := c.Call(ctx, http.MethodPut, collectionPath(uuid), selecting(params, selected), &coll)
 	if err == nil {
 		err = coll.check(http.MethodPut, collectionPath(uuid), selected)
 	}

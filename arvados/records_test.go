@@ -199,7 +199,7 @@ func TestCollectionRequests(t *testing.T) {
 	var got []string
 	c, _, _ := newTestServer(t, func(w http.ResponseWriter, r *http.Request) {
 		r.ParseForm()
-		got = append(got, fmt.Sprintf("%s %s %s unique=%s select=%s", r.Method, r.URL.Path, r.Form.Get("collection"), r.Form.Get("ensure_unique_name"), r.Form.Get("select")))
+		got = append(got, fmt.Sprintf("%s %s %s unique=%s select=%s", r.Method, r.URL.Path, r.Form.Get("replace_files")+r.Form.Get("collection"), r.Form.Get("ensure_unique_name"), r.Form.Get("select")))
 		io.WriteString(w, `{"uuid":"zzzzz-4zz18-000000000000002","portable_data_hash":"9101b21e101d8801e15382172340c160+51"}`)
 	})
 	attrs := map[string]any{"is_trashed": true, "name": "output for x", "manifest_text": ". b1946ac92492d2347c6235b4d2611184+6 0:6:<&>.txt\n"}
@@ -208,12 +208,16 @@ func TestCollectionRequests(t *testing.T) {
 	c.UpdateCollection(ctx, "zzzzz-4zz18-000000000000002", attrs, "uuid", "portable_data_hash")
 	c.GetCollection(ctx, "9101b21e101d8801e15382172340c160+51")
 	c.GetCollection(ctx, "../containers/x", "uuid")
+	c.ReplaceFiles(ctx, "zzzzz-4zz18-000000000000002", "M", map[string]string{"/a": "", "/b": "manifest_text/b"})
+	c.ReplaceFiles(ctx, "zzzzz-4zz18-000000000000002", "M", map[string]string{"/a": ""})
 	const coll = `{"is_trashed":true,"manifest_text":". b1946ac92492d2347c6235b4d2611184+6 0:6:<&>.txt\n","name":"output for x"}`
 	want := []string{
 		"POST /arvados/v1/collections " + coll + ` unique=true select=["portable_data_hash"]`,
 		"PUT /arvados/v1/collections/zzzzz-4zz18-000000000000002 " + coll + ` unique= select=["uuid","portable_data_hash"]`,
 		"GET /arvados/v1/collections/9101b21e101d8801e15382172340c160+51  unique= select=",
 		`GET /arvados/v1/collections/../containers/x  unique= select=["uuid"]`, // escaped on the wire: one path element
+		`PUT /arvados/v1/collections/zzzzz-4zz18-000000000000002 {"/a":"","/b":"manifest_text/b"}{"manifest_text":"M"} unique= select=`,
+		`PUT /arvados/v1/collections/zzzzz-4zz18-000000000000002 {"/a":""}{} unique= select=`,
 	}
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("got  %s\nwant %s", strings.Join(got, "\n     "), strings.Join(want, "\n     "))

@@ -66,12 +66,10 @@ func TestPages(t *testing.T) {
 
 // What would change a manifest in a way that this cluster does not know is not
 // passed over.
-func TestReplaceFilesIsRefused(t *testing.T) {
+func TestReplaceSegmentsIsRefused(t *testing.T) {
 	p := setUp(t)
 	uuid := str(p.user.collection(nil, "f", "x"), "uuid")
-	for _, n := range []string{"replace_files", "replace_segments"} {
-		p.user.want(422, "PUT", "collections/"+uuid, obj{n: obj{"/g": "current/f"}, "collection": obj{}})
-		p.user.want(422, "POST", "collections", obj{n: obj{"/g": ""}, "collection": obj{}})
-		p.user.must("PUT", "collections/"+uuid, obj{n: nil, "collection": obj{"name": n}})
-	}
+	p.user.want(422, "PUT", "collections/"+uuid, obj{"replace_segments": obj{"a": "b"}, "collection": obj{}})
+	p.user.want(422, "POST", "collections", obj{"replace_segments": obj{"a": "b"}, "collection": obj{}})
+	p.user.must("PUT", "collections/"+uuid, obj{"replace_segments": nil, "collection": obj{"name": "n"}})
 }

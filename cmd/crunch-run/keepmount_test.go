@@ -3,10 +3,13 @@ package main_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -15,16 +18,12 @@ import (
 	"crunch-oci/arvados"
 )
 
-// What is written to a collection of the cluster through a mount is on its record
-// when the file is closed, beside what others have saved meanwhile.
-func TestKeepMountSaves(t *testing.T) {
-	t.Parallel()
-	n := newNode(t)
-	c := startCluster(t, n)
-	saved := c.storeFrom(t, map[string]io.Reader{"f": bytes.NewReader([]byte("old\n")), "d/g": bytes.NewReader([]byte("g\n"))})
-	dir := t.TempDir()
-	p := n.start(t, run{
-		args: []string{"keep-mount", "--foreground", "--read-write", "--mount-by-id", "by_id", dir},
+// startKeepMount mounts with --read-write, beside the supervisor.
+func (n *node) startKeepMount(t *testing.T, c *cluster) (p *process, dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	p = n.start(t, run{
+		args: []string{"keep-mount", "--foreground", "--read-write", "--refresh-time", "1", "--mount-by-id", "by_id", dir},
 		env: []string{"ARVADOS_API_HOST=" + c.env["ARVADOS_API_HOST"], "ARVADOS_API_TOKEN=" + c.env["ARVADOS_API_TOKEN"],
 			"SSL_CERT_FILE=" + c.env["SSL_CERT_FILE"]},
 	})
@@ -33,6 +32,58 @@ func TestKeepMountSaves(t *testing.T) {
 		_, err := os.Stat(filepath.Join(dir, "by_id", "README"))
 		return err == nil
 	})
+	return p, dir
+}
+
+// Two nodes that save the same collection at the same time lose nothing of each
+// other's.
+func TestKeepMountSavesTogether(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	c := startCluster(t, n)
+	saved := c.storeFrom(t, map[string]io.Reader{"f": strings.NewReader("f")})
+	want := map[string]string{"f": "f"}
+	var nodes []*process
+	var wg sync.WaitGroup
+	for i := range 2 {
+		p, dir := n.startKeepMount(t, c)
+		nodes = append(nodes, p)
+		who := string(rune('a' + i))
+		for j := range 10 {
+			want[fmt.Sprint(who, j)] = who
+		}
+		wg.Go(func() {
+			for j := range 10 {
+				if err := os.WriteFile(filepath.Join(dir, "by_id", saved.UUID, fmt.Sprint(who, j)), []byte(who), 0o666); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	got, err := c.user.GetCollection(t.Context(), saved.UUID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if files := c.files(t, got.PortableDataHash); !maps.Equal(files, want) {
+		t.Errorf("on record: %q, want %q", files, want)
+	}
+	for _, p := range nodes {
+		p.signal(t, syscall.SIGTERM)
+		if code := p.wait(t); code != 0 {
+			t.Errorf("a mount ended with %d: %s", code, p.stderr.String())
+		}
+	}
+}
+
+// What is written to a collection of the cluster through a mount is on its record
+// when the file is closed, beside what others have saved meanwhile.
+func TestKeepMountSaves(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	c := startCluster(t, n)
+	saved := c.storeFrom(t, map[string]io.Reader{"f": bytes.NewReader([]byte("old\n")), "d/g": bytes.NewReader([]byte("g\n"))})
+	p, dir := n.startKeepMount(t, c)
 	top := filepath.Join(dir, "by_id", saved.UUID)
 	writeFile(t, filepath.Join(top, "f"), []byte("new\n"))
 	record := func() arvados.Collection {

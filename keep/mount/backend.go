@@ -2,6 +2,7 @@ package mount
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"crunch-oci/keep"
@@ -15,10 +16,16 @@ type API interface {
 	// seen; any other is taken for temporary.
 	Collection(ctx context.Context, id string) (Record, error)
 	// SaveCollection gives the collection with that UUID another content and
-	// returns its record, as Collection does. An error that is
+	// returns its record, as Collection does. If replace is not nil, only what it
+	// names is taken over from manifest, in one step, so that what others save at
+	// the same time stays (keep.Replacements); where the server cannot do this, it
+	// takes the whole manifest, or nothing, or the error is ErrNoReplace. One that is
 	// fs.ErrPermission says that the token may only read it.
-	SaveCollection(ctx context.Context, uuid, manifest string) (Record, error)
+	SaveCollection(ctx context.Context, uuid, manifest string, replace map[string]string) (Record, error)
 }
+
+// ErrNoReplace says that the API server refused to replace single files.
+var ErrNoReplace = errors.New("single files cannot be replaced")
 
 // Record is a collection record.
 type Record struct {

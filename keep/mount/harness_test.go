@@ -11,11 +11,13 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
 	"os/signal"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -154,14 +156,18 @@ func (dir fileAPI) Collection(ctx context.Context, id string) (Record, error) {
 }
 
 // SaveCollection replaces the file ID, unless there is a file ID.refuse with
-// "403" or the text of another error in it. It counts in ID.saves.
-func (dir fileAPI) SaveCollection(ctx context.Context, id, manifest string) (Record, error) {
+// "403" or the text of another error in it. It counts in ID.saves. A file
+// ID.replace says what becomes of replace: "ignore" or "refuse".
+func (dir fileAPI) SaveCollection(ctx context.Context, id, manifest string, replace map[string]string) (Record, error) {
 	f, err := os.OpenFile(filepath.Join(string(dir), id+".saves"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return Record{}, err
 	}
+	defer f.Close()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		return Record{}, err
+	}
 	_, _ = f.WriteString(".")
-	f.Close()
 	if text, err := os.ReadFile(filepath.Join(string(dir), id+".refuse")); err == nil {
 		if string(text) == "403" {
 			return Record{}, fmt.Errorf("403 %w", fs.ErrPermission)
@@ -171,6 +177,21 @@ func (dir fileAPI) SaveCollection(ctx context.Context, id, manifest string) (Rec
 	rec, err := dir.Collection(ctx, id)
 	if err != nil {
 		return Record{}, err
+	}
+	how, _ := os.ReadFile(filepath.Join(string(dir), id+".replace"))
+	if replace != nil && string(how) == "refuse" {
+		return Record{}, fmt.Errorf("422: %w", ErrNoReplace)
+	}
+	switch {
+	case replace == nil:
+	case string(how) == "ignore":
+		if !slices.ContainsFunc(slices.Collect(maps.Values(replace)), func(source string) bool { return source != "" }) {
+			return rec, nil // no manifest_text was sent
+		}
+	default:
+		if manifest, err = replaceFiles(rec.ManifestText, manifest, replace); err != nil {
+			return Record{}, fmt.Errorf("%w: %w", ErrNoReplace, err)
+		}
 	}
 	rec.ManifestText, rec.PortableDataHash, rec.ModifiedAt = manifest, keep.PortableDataHash(manifest), time.Now()
 	text, err := json.Marshal(rec)
@@ -182,6 +203,29 @@ func (dir fileAPI) SaveCollection(ctx context.Context, id, manifest string) (Rec
 		return Record{}, err
 	}
 	return rec, os.Rename(tmp, filepath.Join(string(dir), id))
+}
+
+// replaceFiles does what the parameter of that name asks for.
+func replaceFiles(current, manifest string, replace map[string]string) (string, error) {
+	c, err := keep.NewCollection(current, nil)
+	if err != nil {
+		return "", err
+	}
+	src, err := keep.NewCollection(manifest, nil)
+	if err != nil {
+		return "", err
+	}
+	for _, target := range slices.Sorted(maps.Keys(replace)) {
+		if source := replace[target]; source == "" {
+			err = c.RemoveAll(target[1:])
+		} else if err = c.MkdirAll(path.Dir(target[1:])); err == nil {
+			err = c.Splice(target[1:], src, strings.TrimPrefix(source, "manifest_text/"))
+		}
+		if err != nil {
+			return "", err
+		}
+	}
+	return c.MarshalManifest(context.Background())
 }
 
 // world is a keepstore, an API and a mount of both.
@@ -398,6 +442,15 @@ func (w *world) mounted() bool {
 		w.t.Fatal(err)
 	}
 	return len(mounts) > 0
+}
+
+// another is a second mount of the same cluster, as on another node.
+func (w *world) another(args ...string) *world {
+	w.t.Helper()
+	o := *w
+	o.dir, o.stderr = w.t.TempDir(), new(lockedBuffer)
+	o.mount(args...)
+	return &o
 }
 
 func newHTTPServer(t testing.TB, h http.Handler) string {

@@ -35,6 +35,7 @@ type origin struct {
 	// last; sent is a manifest that the API server may have taken since.
 	record atomic.Pointer[Record]
 	sent   string    // protected by lock
+	whole  bool      // the API server cannot replace single files; protected by lock
 	expiry time.Time // of the signatures that the tree has; protected by lock
 
 	fetched atomic.Int64 // Unix nanoseconds of when the record was read
@@ -157,21 +158,35 @@ func (s *server) pull(ctx context.Context, l *live) error {
 		if o.sent != "" && keep.PortableDataHash(o.sent) == rec.PortableDataHash {
 			base = o.sent // an attempt to save whose answer was lost
 		}
-		at := time.Now()
-		conflicts, err := l.files.Merge(base, rec.ManifestText, at)
-		if err != nil {
-			return fmt.Errorf("merge with what others have saved: %w", err)
-		}
-		l.files.RefreshSignatures(rec.ManifestText)
-		o.expiry = expiry
-		for _, name := range conflicts {
-			s.log.warningf("collection %s: changed here and by others at the same time: what others have saved is now %q", o.uuid, name)
-			l.changed(true)
+		if err := s.merge(l, base, rec); err != nil {
+			return err
 		}
 	}
+	o.took(l, rec)
+	return nil
+}
+
+// took notes that the tree has in it what rec has.
+func (o *origin) took(l *live, rec Record) {
 	l.files.SetModTime(rec.ModifiedAt)
 	o.record.Store(&rec)
 	o.fetched.Store(time.Now().UnixNano())
+}
+
+// merge makes here the changes that led from the manifest base to rec. The caller
+// holds the lock.
+func (s *server) merge(l *live, base string, rec Record) error {
+	o := l.origin
+	conflicts, err := l.files.Merge(base, rec.ManifestText, time.Now())
+	if err != nil {
+		return fmt.Errorf("merge with what others have saved: %w", err)
+	}
+	l.files.RefreshSignatures(rec.ManifestText)
+	o.expiry = signatureExpiry(rec.ManifestText)
+	for _, name := range conflicts {
+		s.log.warningf("collection %s: changed here and by others at the same time: what others have saved is now %q", o.uuid, name)
+		l.changed(true)
+	}
 	return nil
 }
 
@@ -217,26 +232,65 @@ func (s *server) push(ctx context.Context, l *live) error {
 	if err := s.pull(ctx, l); err != nil {
 		return err
 	}
-	if err := l.files.Localize(ctx); err != nil {
-		return err
-	}
-	changes := o.changes.Load()
-	manifest, err := l.files.MarshalManifest(ctx)
-	if err != nil {
-		return err
-	}
-	if keep.PortableDataHash(manifest) != o.record.Load().PortableDataHash {
-		o.sent = manifest
-		rec, err := s.backend.API.SaveCollection(ctx, o.uuid, manifest)
+	for {
+		if err := l.files.Localize(ctx); err != nil {
+			return err
+		}
+		changes := o.changes.Load()
+		manifest, err := l.files.MarshalManifest(ctx)
 		if err != nil {
 			return err
 		}
-		o.record.Store(&rec)
-		o.fetched.Store(time.Now().UnixNano())
-		l.files.SetModTime(rec.ModifiedAt)
+		have := o.record.Load()
+		if keep.PortableDataHash(manifest) != have.PortableDataHash {
+			err := s.put(ctx, l, have, manifest)
+			if errors.Is(err, ErrNoReplace) {
+				// Because of what others have saved in this moment, or always.
+				if err := s.pull(ctx, l); err != nil {
+					return err
+				}
+				o.whole = o.record.Load().PortableDataHash == have.PortableDataHash
+				continue
+			}
+			if err != nil {
+				return err
+			}
+		}
+		o.sent = ""
+		o.saved.Store(changes)
+		return nil
 	}
-	o.sent = ""
-	o.saved.Store(changes)
+}
+
+// put makes the record say what manifest does, beside what others have saved since
+// it said have: what differs is replaced in one step, if the API server can do so.
+func (s *server) put(ctx context.Context, l *live, have *Record, manifest string) error {
+	o := l.origin
+	var replace map[string]string
+	if !o.whole {
+		paths, ok, err := keep.Replacements(have.ManifestText, manifest)
+		if err != nil {
+			return err
+		}
+		if ok {
+			replace = paths
+		}
+	}
+	o.sent = manifest
+	rec, err := s.backend.API.SaveCollection(ctx, o.uuid, manifest, replace)
+	if err != nil {
+		return err
+	}
+	switch rec.PortableDataHash {
+	case keep.PortableDataHash(manifest):
+	case have.PortableDataHash:
+		return ErrNoReplace // the parameter was passed over
+	default:
+		if err := s.merge(l, manifest, rec); err != nil {
+			return err
+		}
+	}
+	o.took(l, rec)
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -183,6 +184,67 @@ func TestSaveTwice(t *testing.T) {
 		waitFor(t, "all files in "+dir, func() bool {
 			list, err := os.ReadDir(dir)
 			return err == nil && len(list) == len(want)
+		})
+	}
+}
+
+// Two nodes that save the same collection all the time lose nothing of each
+// other's, and end with the same content.
+func TestSaveTwoNodes(t *testing.T) {
+	w, one := mountSaved(t, func(w *world) string {
+		return ". " + w.put([]byte("foo")) + " 0:3:foo\n./d " + w.put([]byte("g")) + " 0:1:g\n"
+	},
+		"--refresh-time", "0.05")
+	two := w.another("--refresh-time", "0.05").path("by_uuid", savedUUID)
+	want := map[string]string{"foo": "foo", "d/": "", "d/g": "g"}
+	var wg sync.WaitGroup
+	for i, dir := range []string{one, two} {
+		who := string(rune('a' + i))
+		for j := range 25 {
+			name := who + strconv.Itoa(j)
+			want["d/"+name] = name
+		}
+		want[who+"24"] = who
+		wg.Go(func() {
+			for j := range 25 {
+				name := who + strconv.Itoa(j)
+				err := errors.Join(os.WriteFile(dir+"/d/"+name, []byte(name), 0o666), os.WriteFile(dir+"/"+name, []byte(who), 0o666))
+				if j > 0 {
+					err = errors.Join(err, os.Remove(dir+"/"+who+strconv.Itoa(j-1)))
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	w.wantOnRecord("both", want)
+	for _, dir := range []string{one, two} {
+		waitFor(t, "all files in "+dir, func() bool {
+			list, err := os.ReadDir(dir)
+			below, err2 := os.ReadDir(dir + "/d")
+			return err == nil && err2 == nil && len(list) == 4 && len(below) == 51
+		})
+	}
+}
+
+// An API server that does not replace single files gets whole manifests.
+func TestSaveWhole(t *testing.T) {
+	for _, how := range []string{"refuse", "ignore"} {
+		t.Run(how, func(t *testing.T) {
+			w, dir := mountSaved(t, func(w *world) string { return ". " + w.put([]byte("foo")) + " 0:3:foo\n" })
+			must(t, os.WriteFile(filepath.Join(w.api, savedUUID+".replace"), []byte(how), 0o600))
+			must(t, unix.Unlink(dir+"/foo"))
+			w.wantOnRecord("unlink", nil)
+			must(t, os.WriteFile(dir+"/new", []byte("new"), 0o666))
+			w.wantOnRecord("new file", map[string]string{"new": "new"})
+			before := w.saves()
+			must(t, os.WriteFile(dir+"/other", []byte("other"), 0o666))
+			w.wantOnRecord("other file", map[string]string{"new": "new", "other": "other"})
+			if n := w.saves() - before; n != 1 {
+				t.Errorf("%d requests to save once it is known", n)
+			}
 		})
 	}
 }

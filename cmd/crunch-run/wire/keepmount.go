@@ -129,15 +129,26 @@ func (m mountAPI) Collection(ctx context.Context, id string) (mount.Record, erro
 }
 
 // SaveCollection implements mount.API.
-func (m mountAPI) SaveCollection(ctx context.Context, uuid, manifest string) (mount.Record, error) {
-	c, err := m.api.UpdateCollection(ctx, uuid, map[string]any{"manifest_text": manifest})
-	if arvados.IsStatus(err, http.StatusForbidden) {
-		return mount.Record{}, fmt.Errorf("%w: %w", fs.ErrPermission, err)
+func (m mountAPI) SaveCollection(ctx context.Context, uuid, manifest string, replace map[string]string) (mount.Record, error) {
+	var c arvados.Collection
+	var err error
+	if replace == nil {
+		c, err = m.api.UpdateCollection(ctx, uuid, map[string]any{"manifest_text": manifest})
+	} else {
+		c, err = m.api.ReplaceFiles(ctx, uuid, manifest, replace)
 	}
-	if err != nil {
+	switch {
+	case arvados.IsStatus(err, http.StatusForbidden):
+		return mount.Record{}, fmt.Errorf("%w: %w", fs.ErrPermission, err)
+	case replace != nil && arvados.IsStatus(err, http.StatusBadRequest, http.StatusNotFound, http.StatusUnprocessableEntity):
+		return mount.Record{}, fmt.Errorf("%w: %w", mount.ErrNoReplace, err)
+	case err != nil:
 		return mount.Record{}, err
 	}
 	if c.ManifestText == "" {
+		if c.PortableDataHash != keep.PortableDataHash(manifest) {
+			return m.Collection(ctx, uuid)
+		}
 		c.ManifestText = manifest
 	}
 	return mountRecord(c), nil

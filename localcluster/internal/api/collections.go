@@ -128,23 +128,13 @@ func (c *call) manifestByPDH(pdh string) (text string, ok bool, err error) {
 	return rs[0].Str("manifest_text"), true, nil
 }
 
-// unsupported refuses parameters that change what a collection holds: to pass
-// them over would lose data.
-func (c *call) unsupported() error {
-	for _, n := range []string{"replace_files", "replace_segments"} {
-		if !c.params.values[n].unset() {
-			return invalid("%s is not supported by this cluster: send the manifest_text that results", n)
-		}
-	}
-	return nil
-}
-
 func (c *call) checkNewCollection(rec, given store.Record) error {
-	if err := c.unsupported(); err != nil {
+	if replaced, err := c.replaceFiles("", given); err != nil {
 		return err
-	}
-	if err := setManifest(rec, rec.Str("manifest_text"), c.checkSignature); err != nil {
-		return err
+	} else if replaced != nil {
+		err = setManifest(rec, *replaced, nil)
+	} else {
+		err = setManifest(rec, rec.Str("manifest_text"), c.checkSignature)
 	}
 	if err := checkPDH(rec, given); err != nil {
 		return err
@@ -168,10 +158,11 @@ var settable = []string{"owner_uuid", "name", "description", "properties", "repl
 	"replication_confirmed_at", "storage_classes_desired", "storage_classes_confirmed", "storage_classes_confirmed_at", "preserve_version"}
 
 func (c *call) checkCollectionUpdate(rec, changed store.Record) error {
-	if err := c.unsupported(); err != nil {
+	given, err := c.attributes() // also what is not changed: times that are repeated count
+	if err != nil {
 		return err
 	}
-	given, err := c.attributes() // also what is not changed: times that are repeated count
+	replaced, err := c.replaceFiles(rec.Str("manifest_text"), given)
 	if err != nil {
 		return err
 	}
@@ -181,10 +172,13 @@ func (c *call) checkCollectionUpdate(rec, changed store.Record) error {
 			next[n] = v
 		}
 	}
-	if text, ok := changed["manifest_text"].(string); ok {
-		if err := setManifest(next, text, c.checkSignature); err != nil {
-			return err
-		}
+	if replaced != nil {
+		err = setManifest(next, *replaced, nil)
+	} else if text, ok := changed["manifest_text"].(string); ok {
+		err = setManifest(next, text, c.checkSignature)
+	}
+	if err != nil {
+		return err
 	}
 	if err := checkPDH(next, given); err != nil {
 		return err
