@@ -129,12 +129,16 @@ func (c *call) manifestByPDH(pdh string) (text string, ok bool, err error) {
 }
 
 func (c *call) checkNewCollection(rec, given store.Record) error {
-	if replaced, err := c.replaceFiles("", given); err != nil {
-		return err
-	} else if replaced != nil {
+	replaced, err := c.replaceFiles("", given)
+	switch {
+	case err != nil:
+	case replaced != nil:
 		err = setManifest(rec, *replaced, nil)
-	} else {
+	default:
 		err = setManifest(rec, rec.Str("manifest_text"), c.checkSignature)
+	}
+	if err != nil {
+		return err
 	}
 	if err := checkPDH(rec, given); err != nil {
 		return err
