@@ -48,6 +48,12 @@ func (d *directory) path(hash string) string {
 	return filepath.Join(d.root, hash[:3], hash)
 }
 
+// lacks tells whether there is nothing at all under a block's name.
+func (d *directory) lacks(hash string) bool {
+	_, err := os.Lstat(d.path(hash))
+	return errors.Is(err, fs.ErrNotExist)
+}
+
 func (d *directory) lock() func() {
 	if d.serial == nil {
 		return func() {}
@@ -246,106 +252,6 @@ func futimes(f *os.File, t time.Time) error {
 	// have become another file's.
 	err := unix.UtimesNanoAt(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(int(f.Fd())), tv, 0)
 	return os.NewSyscallError("utimensat "+f.Name(), err)
-}
-
-// write stores a block: under a temporary name first, on disk before it gets
-// its final one, and its name on disk before write returns. An existing file
-// is replaced. errFull: there is no space.
-func (d *directory) write(ctx context.Context, hash string, data []byte) (err error) {
-	defer d.lock()()
-	if err := d.checkSpace(); err != nil {
-		return err
-	}
-	dir := filepath.Join(d.root, hash[:3])
-	made := false
-	if err := os.Mkdir(dir, 0o755); err == nil {
-		made = true
-	} else if !errors.Is(err, fs.ErrExist) {
-		return d.diskError(err)
-	}
-	tmp := filepath.Join(dir, "tmp"+hash+strconv.FormatUint(rand.Uint64(), 36))
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return d.diskError(err)
-	}
-	defer func() {
-		if err != nil {
-			os.Remove(tmp)
-			err = d.diskError(err)
-		}
-	}()
-	err = d.fill(ctx, f, data)
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		return err
-	}
-	if err := d.install(tmp, hash); err != nil {
-		return err
-	}
-	if made {
-		if err := d.syncDir(d.root); err != nil {
-			return err
-		}
-	}
-	return d.syncDir(dir)
-}
-
-// install gives a finished file its final name. Who trashes a block looks at its
-// time stamp and then renames whatever has its name: a copy that is there is
-// therefore replaced only under the lock that trash holds meanwhile.
-func (d *directory) install(tmp, hash string) error {
-	for {
-		old, err := os.OpenFile(d.path(hash), os.O_RDWR|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_NOFOLLOW, 0)
-		if errors.Is(err, fs.ErrNotExist) {
-			if err := renameNew(tmp, d.path(hash)); !errors.Is(err, fs.ErrExist) {
-				return err
-			}
-			continue
-		}
-		if err != nil {
-			return os.Rename(tmp, d.path(hash)) // it is nothing that could be trashed
-		}
-		there, err := func() (bool, error) {
-			defer old.Close() // ends the lock
-			if err := flock(old); err != nil {
-				return false, err
-			}
-			fi, err := old.Stat()
-			if err != nil {
-				return false, err
-			}
-			if now, err := os.Lstat(d.path(hash)); err != nil || !os.SameFile(fi, now) {
-				return false, nil
-			}
-			return true, os.Rename(tmp, d.path(hash))
-		}()
-		if there || err != nil {
-			return err
-		}
-	}
-}
-
-func (d *directory) fill(ctx context.Context, f *os.File, data []byte) error {
-	const step = 4 << 20 // between looks at ctx
-	for len(data) > 0 {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		n := min(step, len(data))
-		if _, err := f.Write(data[:n]); err != nil {
-			return err
-		}
-		data = data[n:]
-	}
-	if err := futimes(f, time.Now()); err != nil {
-		return err
-	}
-	if d.noSync {
-		return nil
-	}
-	return f.Sync()
 }
 
 func (d *directory) syncDir(dir string) error {
