@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"crunch-oci/keep"
 	"crunch-oci/keep/keepstore"
 )
@@ -84,7 +86,7 @@ func BenchmarkTable(b *testing.B) {
 	mib, files, runs := benchNumber(b, "CAPTURE_BENCH_MIB", 256), benchNumber(b, "CAPTURE_BENCH_FILES", 5000), benchNumber(b, "CAPTURE_BENCH_RUNS", 3)
 	for b.Loop() {
 		load, _ := os.ReadFile("/proc/loadavg")
-		fmt.Printf("\nload %s| | capture | lowest to highest | `md5sum` | ratio | highest RSS, MiB |\n|---|---|---|---|---|---|\n", load)
+		fmt.Printf("\nload %s| | capture | lowest to highest | `md5sum` | ratio | highest RSS, MiB | CPU ms per 64 MiB, capture + keepstore |\n|---|---|---|---|---|---|---|\n", load)
 		benchRow(b, fmt.Sprintf("%d MiB in 20 files", mib), 20, mib<<20/20, runs)
 		benchRow(b, fmt.Sprintf("%d files of 4 KiB", files), files, 4096, runs)
 	}
@@ -102,25 +104,35 @@ func benchRow(b *testing.B, name string, files, size, runs int) {
 		}
 	}
 	total := float64(files) * float64(size) / 1e6
-	var ours, peer []float64
+	var ours, peer, client, server []float64
+	perBlock := func(d time.Duration) float64 { return d.Seconds() * 1e3 / (total * 1e6 / keep.MaxBlockSize) }
 	peak := 0
 	for range runs {
 		began := time.Now()
 		bench(b, exec.Command("sh", "-c", `find "$1" -type f -print0 | xargs -0 md5sum >/dev/null`, "sh", dir))
 		peer = append(peer, total/time.Since(began).Seconds())
-		ns, kb := benchCapture(b, dir)
-		ours = append(ours, total/(float64(ns)/1e9))
-		peak = max(peak, kb)
+		r := benchCapture(b, dir)
+		ours = append(ours, total/r.took.Seconds())
+		client, server = append(client, perBlock(r.client)), append(server, perBlock(r.server))
+		peak = max(peak, r.kb)
 	}
-	slices.Sort(ours)
-	slices.Sort(peer)
+	for _, v := range [][]float64{ours, peer, client, server} {
+		slices.Sort(v)
+	}
 	median := func(v []float64) float64 { return v[len(v)/2] }
-	fmt.Printf("| %s | %.0f MB/s | %.0f to %.0f | %.0f MB/s | %.2f | %d |\n", name, median(ours), ours[0], ours[len(ours)-1], median(peer), median(ours)/median(peer), peak>>10)
+	fmt.Printf("| %s | %.0f MB/s | %.0f to %.0f | %.0f MB/s | %.2f | %d | %.0f + %.0f |\n", name, median(ours), ours[0], ours[len(ours)-1], median(peer), median(ours)/median(peer), peak>>10, median(client), median(server))
+}
+
+// benchResult is how a capture went.
+type benchResult struct {
+	took           time.Duration
+	client, server time.Duration // CPU time
+	kb             int           // largest resident set of the client
 }
 
 // benchCapture captures in a process of its own, into a block server in this
 // one that has no block yet.
-func benchCapture(b *testing.B, dir string) (ns, kb int) {
+func benchCapture(b *testing.B, dir string) (r benchResult) {
 	root, err := os.MkdirTemp(b.TempDir(), "keep")
 	if err != nil {
 		b.Fatal(err)
@@ -135,11 +147,22 @@ func benchCapture(b *testing.B, dir string) (ns, kb int) {
 	defer srv.Close()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), benchChild+"="+dir+" "+srv.URL)
+	before := cpuTime(b)
 	text := bench(b, cmd)
-	if _, err := fmt.Sscan(text, &ns, &kb); err != nil {
+	r.server, r.client = cpuTime(b)-before, cmd.ProcessState.UserTime()+cmd.ProcessState.SystemTime()
+	if _, err := fmt.Sscan(text, &r.took, &r.kb); err != nil {
 		b.Fatalf("%v: %s", err, text)
 	}
-	return ns, kb
+	return r
+}
+
+// cpuTime is what this process has used.
+func cpuTime(b *testing.B) time.Duration {
+	var r unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &r); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 }
 
 func bench(b *testing.B, cmd *exec.Cmd) string {
