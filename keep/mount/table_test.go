@@ -2,7 +2,6 @@ package mount
 
 import (
 	"bufio"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -27,6 +26,7 @@ import (
 //	KEEP_BENCH_FILES    files in one collection (5,800)
 //	KEEP_BENCH_COLLECTIONS  (200)
 //	KEEP_BENCH_RUNS     of which the median is shown (3)
+//	KEEP_BENCH_ROWS     only these, of curl, disk, again, next, memory, files (all)
 func benchNumber(b *testing.B, name string, short int) int {
 	text := os.Getenv(name)
 	if text == "" {
@@ -44,8 +44,13 @@ func benchNumber(b *testing.B, name string, short int) int {
 func BenchmarkTable(b *testing.B) {
 	for b.Loop() {
 		tb := &table{b: b, runs: benchNumber(b, "KEEP_BENCH_RUNS", 3)}
+		if text := os.Getenv("KEEP_BENCH_ROWS"); text != "" {
+			tb.only = strings.Split(text, ",")
+		}
 		tb.largeFile(benchNumber(b, "KEEP_BENCH_MIB", 256))
-		tb.manyFiles(benchNumber(b, "KEEP_BENCH_FILES", 5800), benchNumber(b, "KEEP_BENCH_COLLECTIONS", 200))
+		if tb.wanted("files") {
+			tb.manyFiles(benchNumber(b, "KEEP_BENCH_FILES", 5800), benchNumber(b, "KEEP_BENCH_COLLECTIONS", 200))
+		}
 		tb.print()
 	}
 }
@@ -53,8 +58,11 @@ func BenchmarkTable(b *testing.B) {
 type table struct {
 	b    *testing.B
 	runs int
+	only []string // groups of rows; none means all
 	rows []*row
 }
+
+func (t *table) wanted(group string) bool { return len(t.only) == 0 || slices.Contains(t.only, group) }
 
 // row is what was measured of one thing.
 type row struct {
@@ -179,6 +187,9 @@ func (t *table) forgetFile(path string) {
 // largeFile reads a file of so many MiB.
 func (t *table) largeFile(mib int) {
 	b := t.b
+	if len(t.only) == 1 && t.wanted("files") {
+		return
+	}
 	w := newWorld(b)
 	var manifest, urls strings.Builder
 	manifest.WriteString(".")
@@ -199,9 +210,10 @@ func (t *table) largeFile(mib int) {
 		}
 		size += int64(len(data))
 	}
-	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+	if err := f.Close(); err != nil {
 		b.Fatal(err)
 	}
+	unix.Sync()
 	fmt.Fprintf(&manifest, " 0:%d:big\n", size)
 	pdh := w.publish(manifest.String(), time.Now().Add(time.Hour))
 	list := filepath.Join(dir, "urls")
@@ -212,31 +224,53 @@ func (t *table) largeFile(mib int) {
 	disk := []string{"--disk-cache", "--disk-cache-dir", cache, "--file-cache", "90%"}
 	path := w.path("by_id", pdh, "big")
 	mb := float64(size) / 1e6
-	for range t.runs {
-		t.rate("cold: `curl` of the blocks, one after the other, piped to `md5sum`", "MB/s", mb, nil, func() {
-			t.sh(`curl -sf -K "$1" | md5sum`, list)
-		})
-		if err := os.RemoveAll(cache); err != nil {
-			b.Fatal(err)
-		}
-		w.mount(disk...)
-		t.rate("cold: `cat` through the mount, disk cache", "MB/s", mb, w, func() { t.sh(`cat "$1" >/dev/null`, path) })
-		t.rate("warm: `cat` of the local file", "MB/s", mb, nil, func() { t.sh(`cat "$1" >/dev/null`, local) })
-		t.rate("warm: `cat` through the mount, again", "MB/s", mb, w, func() { t.sh(`cat "$1" >/dev/null`, path) })
-		t.forgetFile(path)
-		t.rate("`cat` of what the disk cache has and the kernel has not", "MB/s", mb, w, func() { t.sh(`cat "$1" >/dev/null`, path) })
-		t.rate("warm: 4 KiB random reads of the local file", "/s", 20_000, nil, func() { t.randomReads(local, size) })
-		t.rate("warm: 4 KiB random reads through the mount", "/s", 20_000, w, func() { t.randomReads(path, size) })
-		t.forgetFile(path)
-		t.rate("4 KiB random reads of what the disk cache has and the kernel has not", "/s", 20_000, w, func() { t.randomReads(path, size) })
-		w.end()
-		w.mount(disk...)
-		t.rate("`cat` through the mount of the node's next container (MD5 verified again)", "MB/s", mb, w, func() { t.sh(`cat "$1" >/dev/null`, path) })
-		w.end()
-		w.mount("--ram-cache")
-		t.rate("cold: `cat` through the mount, cache of 256 MiB in memory", "MB/s", mb, w, func() { t.sh(`cat "$1" >/dev/null`, path) })
-		w.end()
+	cat := func(name, path string, w *world) {
+		t.rate(name, "MB/s", mb, w, func() { t.sh(`cat "$1" >/dev/null`, path) })
 	}
+	for range t.runs {
+		if t.wanted("curl") {
+			t.rate("cold: `curl` of the blocks, one after the other, piped to `md5sum`", "MB/s", mb, nil, func() {
+				t.sh(`curl -sf -K "$1" | md5sum`, list)
+			})
+		}
+		if t.wanted("disk") || t.wanted("again") || t.wanted("next") {
+			if err := os.RemoveAll(cache); err != nil {
+				b.Fatal(err)
+			}
+			w.mount(disk...)
+			cat("cold: `cat` through the mount, disk cache", path, w)
+			unix.Sync()
+			if t.wanted("again") {
+				t.readAgain(w, path, local, size, cat)
+			}
+			w.end()
+		}
+		if t.wanted("next") {
+			w.mount(disk...)
+			cat("`cat` through the mount of the node's next container (MD5 verified again)", path, w)
+			w.end()
+		}
+		if t.wanted("memory") {
+			w.mount("--ram-cache")
+			cat("cold: `cat` through the mount, cache of 256 MiB in memory", path, w)
+			w.end()
+		}
+	}
+}
+
+// readAgain reads a file that the disk cache and the kernel have.
+func (t *table) readAgain(w *world, path, local string, size int64, cat func(name, path string, w *world)) {
+	random := func(name, path string, w *world) {
+		t.rate(name, "/s", 20_000, w, func() { t.randomReads(path, size) })
+	}
+	cat("warm: `cat` of the local file", local, nil)
+	cat("warm: `cat` through the mount, again", path, w)
+	t.forgetFile(path)
+	cat("`cat` of what the disk cache has and the kernel has not", path, w)
+	random("warm: 4 KiB random reads of the local file", local, nil)
+	random("warm: 4 KiB random reads through the mount", path, w)
+	t.forgetFile(path)
+	random("4 KiB random reads of what the disk cache has and the kernel has not", path, w)
 }
 
 func (t *table) randomReads(path string, size int64) {
