@@ -47,6 +47,23 @@ func (e *ReadError) NotFound() bool {
 	return len(e.Services) > 0
 }
 
+// Refused tells whether no service failed otherwise than by saying that the block
+// is not there or not to be read with this signature, and one said the latter: a
+// newer signature may do.
+func (e *ReadError) Refused() bool {
+	denied := false
+	for _, s := range e.Services {
+		switch s.Status {
+		case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden:
+			denied = true
+		case http.StatusNotFound, http.StatusGone:
+		default:
+			return false
+		}
+	}
+	return denied
+}
+
 // Temporary tells whether some service may still have it.
 func (e *ReadError) Temporary() bool {
 	for _, s := range e.Services {

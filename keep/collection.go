@@ -42,6 +42,8 @@ type Collection struct {
 	// orphans are files that were removed while open for writing.
 	orphans map[*node]struct{}
 
+	renewal *renewal // nil: the signatures are what they are
+
 	slots   chan struct{} // one token per upload under way
 	uploads sync.WaitGroup
 	ctx     context.Context // of the uploads

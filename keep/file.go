@@ -217,7 +217,7 @@ func (f *File) readAt(ctx context.Context, p []byte, off int64) (int, error) {
 		f.prefetch(off+int64(n), pieces[len(pieces)-1].Locator)
 	}
 	for _, piece := range pieces {
-		if err := f.fetch(ctx, p, piece); err != nil {
+		if err := f.read(ctx, p, piece); err != nil {
 			// What lies before the missing block is good.
 			return piece.at, fmt.Errorf("read %q: %w", f.name, err)
 		}

@@ -15,7 +15,11 @@ import (
 // this a file opened longer ago can no longer be read, and a collection that
 // grows for so long no longer be saved. The API server signs anew the manifest
 // of each collection record that it returns.
-func (c *Collection) RefreshSignatures(manifest string) {
+func (c *Collection) RefreshSignatures(manifest string) { c.refresh(signatures(manifest)) }
+
+// signatures returns the blocks of a manifest by their hashes, each with the
+// latest signature that is there.
+func signatures(manifest string) map[string]Locator {
 	fresh := make(map[string]Locator)
 	for token := range strings.FieldsFuncSeq(manifest, func(r rune) bool { return r == ' ' || r == '\n' }) {
 		if strings.IndexByte(token, ':') >= 0 {
@@ -26,19 +30,20 @@ func (c *Collection) RefreshSignatures(manifest string) {
 			fresh[loc.Hash()] = loc
 		}
 	}
-	c.refresh(fresh)
+	return fresh
 }
 
 // refresh takes over the signatures in fresh, which is by hash.
 func (c *Collection) refresh(fresh map[string]Locator) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.eachStored(func(b *placedBlock) {
-		loc := fresh[b.loc.Hash()]
-		if loc.size == b.loc.size && laterSigned(loc, b.loc) {
-			b.loc = loc.clone()
-		}
-	})
+	c.eachStored(func(b *placedBlock) { b.refresh(fresh) })
+}
+
+func (b *placedBlock) refresh(fresh map[string]Locator) {
+	if loc := fresh[b.loc.Hash()]; loc.size == b.loc.size && laterSigned(loc, b.loc) {
+		b.loc = loc.clone()
+	}
 }
 
 // eachStored calls fn for the blocks of everything that is stored. The caller

@@ -56,6 +56,7 @@ type snapshot struct {
 	// files has the same tree with locators in it. It is replaced by one with
 	// newer signatures when those grow old.
 	files      atomic.Pointer[signed]
+	tried      atomic.Int64 // Unix nanoseconds of the latest attempt at that by hash
 	neighbours neighbours
 	// refs counts who may still ask for it: the collection that shows it, the
 	// kernel once for each time it was given a node number, open handles and
@@ -214,7 +215,27 @@ func (s *server) locators(ctx context.Context, snap *snapshot) *signed {
 
 // renew makes sure that old is not what snap's blocks are read with any more.
 func (s *server) renew(ctx context.Context, snap *snapshot, old *signed) error {
-	return s.refresh(ctx, snap.coll, s.pause(), func() bool { return snap.files.Load() == old })
+	c := snap.coll
+	needed := func() bool { return snap.files.Load() == old }
+	if c.pdh || c.current.Load() == snap {
+		err := s.refresh(ctx, c, s.pause(), needed)
+		if c.pdh || !needed() {
+			return err
+		}
+	}
+	// The record has another content by now, or is gone. The old one, in which a
+	// file is open, can be asked for by its hash.
+	return s.once(ctx, c, &snap.tried, s.pause(), needed, func() error {
+		data, err := s.fetch(ctx, old.record.PortableDataHash, true)
+		if err != nil {
+			return err
+		}
+		manifest := data.record.ManifestText
+		data.record = old.record
+		data.record.ManifestText = manifest
+		snap.files.Store(data)
+		return nil
+	})
 }
 
 // pause is the least time between two attempts to read a record again.
@@ -225,6 +246,12 @@ var errPause = errors.New("the collection record was read a moment ago")
 // refresh reads the record again if that is needed and was not tried within the
 // last pause.
 func (s *server) refresh(ctx context.Context, c *collection, pause time.Duration, needed func() bool) error {
+	return s.once(ctx, c, &c.tried, pause, needed, func() error { return s.reread(ctx, c) })
+}
+
+// once calls do, one call at a time, if that is needed and was not tried within
+// the last pause.
+func (s *server) once(ctx context.Context, c *collection, tried *atomic.Int64, pause time.Duration, needed func() bool, do func() error) error {
 	select {
 	case c.lock <- struct{}{}:
 		defer func() { <-c.lock }()
@@ -234,10 +261,15 @@ func (s *server) refresh(ctx context.Context, c *collection, pause time.Duration
 	if !needed() {
 		return nil // somebody else was faster
 	}
-	if since(&c.tried) < pause {
+	if since(tried) < pause {
 		return errPause
 	}
-	c.tried.Store(time.Now().UnixNano())
+	tried.Store(time.Now().UnixNano())
+	return do()
+}
+
+// reread reads the record again and shows what is in it.
+func (s *server) reread(ctx context.Context, c *collection) error {
 	data, err := s.fetch(ctx, c.id, c.pdh)
 	if err != nil {
 		if ctx.Err() == nil {

@@ -222,24 +222,10 @@ func (s *server) readFailure(ctx context.Context, where string, off int64, err e
 	return fuse.EIO
 }
 
-// refused tells whether no Keep service failed otherwise than by saying that
-// the block is not there or not to be read with this signature.
+// refused tells whether a newer signature may do.
 func refused(err error) bool {
 	var re *keep.ReadError
-	if !errors.As(err, &re) || len(re.Services) == 0 {
-		return false
-	}
-	denied := false
-	for _, e := range re.Services {
-		switch e.Status {
-		case 400, 401, 403:
-			denied = true
-		case 404, 410:
-		default:
-			return false
-		}
-	}
-	return denied
+	return errors.As(err, &re) && re.Refused()
 }
 
 // OpenDir implements fuse.RawFileSystem.

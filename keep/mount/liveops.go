@@ -321,9 +321,6 @@ func (s *server) readLive(cancel <-chan struct{}, h *handle, input *fuse.ReadIn,
 	defer end()
 	s.freshenLive(ctx, h.live)
 	n, err := h.file.ReadAtContext(ctx, buf, int64(input.Offset))
-	if err != nil && refused(err) && s.renewLive(ctx, h.live) {
-		n, err = h.file.ReadAtContext(ctx, buf, int64(input.Offset))
-	}
 	// Not errors.Is: a connection that was cut off is an EOF, too, inside.
 	if err != nil && err != io.EOF {
 		return nil, s.readFailure(ctx, h.live.name+"/"+h.place.file.Path(), int64(input.Offset)+int64(n), err)

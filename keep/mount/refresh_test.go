@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"syscall"
@@ -147,6 +148,40 @@ func TestUUIDRefresh(t *testing.T) {
 		}
 		return strings.Contains(w.stderr.String(), "cannot be read again")
 	})
+}
+
+// A file of a content that the collection no longer has stays readable for longer
+// than its signatures last.
+func TestReplacedContentOutlivesSignatures(t *testing.T) {
+	uuid := "zzzzz-4zz18-aaaaaaaaaaaaaaa"
+	for _, how := range []string{"replaced", "deleted", "replaced, read-only", "deleted, read-only"} {
+		t.Run(how, func(t *testing.T) {
+			w := newWorld(t)
+			manifest := ". " + w.put([]byte("old")) + " 0:3:f\n"
+			signed := w.signer.SignManifest(manifest, token, time.Now().Add(-time.Minute))
+			w.answer(uuid, Record{PortableDataHash: keep.PortableDataHash(manifest), ManifestText: signed})
+			args := []string{"--refresh-time", "0.05"}
+			if strings.HasSuffix(how, "only") {
+				args = append(args, "--read-only")
+			}
+			w.mount(args...)
+			f, err := os.Open(w.path("by_uuid", uuid, "f"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			w.publish(manifest, time.Now().Add(time.Hour)) // by its hash
+			if strings.HasPrefix(how, "replaced") {
+				w.answer(uuid, Record{PortableDataHash: "d41d8cd98f00b204e9800998ecf8427e+0"})
+				waitFor(t, "the new content", func() bool { _, err := os.Stat(w.path("by_uuid", uuid, "f")); return err != nil })
+			} else if err := os.Remove(filepath.Join(w.api, uuid)); err != nil {
+				t.Fatal(err)
+			}
+			if text, err := io.ReadAll(f); err != nil || string(text) != "old" {
+				t.Errorf("%q %v\n%s", text, err, w.stderr)
+			}
+		})
+	}
 }
 
 // Blocks of another cluster are asked for with the signatures that it gave, and

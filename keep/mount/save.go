@@ -1,10 +1,12 @@
 package mount
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -23,6 +25,14 @@ import (
 // finalSave is how long the mount's end waits until what is not saved yet is.
 const finalSave = 15 * time.Second
 
+const (
+	// maxFormer is how many contents that others have replaced are remembered.
+	maxFormer = 8
+	// refusedPause is the least time between two attempts to read a record for
+	// new signatures.
+	refusedPause = time.Second
+)
+
 // origin ties a live collection to its record.
 type origin struct {
 	uuid string
@@ -37,6 +47,7 @@ type origin struct {
 	sent   string    // protected by lock
 	whole  bool      // the API server cannot replace single files; protected by lock
 	expiry time.Time // of the signatures that the tree has; protected by lock
+	former []string  // hashes of what others have replaced lately; protected by lock
 
 	fetched atomic.Int64 // Unix nanoseconds of when the record was read
 	tried   atomic.Int64 // and of the latest attempt to read it again
@@ -93,6 +104,7 @@ func (s *server) loadLive(ctx context.Context, uuid string) (*collection, error)
 	o.record.Store(&rec)
 	o.fetched.Store(time.Now().UnixNano())
 	l.origin = o
+	l.files.RenewWith(func(ctx context.Context) (string, error) { return s.signedAnew(ctx, l) })
 	s.addLive(l)
 	return &collection{id: uuid, live: l, ino: l.root().ino()}, nil
 }
@@ -161,6 +173,7 @@ func (s *server) pull(ctx context.Context, l *live) error {
 		if err := s.merge(l, base, rec); err != nil {
 			return err
 		}
+		o.former = append(o.former[max(0, len(o.former)-maxFormer+1):], have.PortableDataHash)
 	}
 	o.took(l, rec)
 	return nil
@@ -372,15 +385,31 @@ func (s *server) saveLast() (failed error) {
 	return failed
 }
 
-// renewLive makes sure that the files of l are read with signatures that were
-// not there before. Without success the old ones are still worth a try.
-func (s *server) renewLive(ctx context.Context, l *live) bool {
-	if l.origin == nil || l.origin.acquire(ctx) != nil {
-		return false
+// signedAnew returns manifests with new signatures for all that may be read of l:
+// the record's and, as files may be open that it no longer has, or there may be
+// no record any more, the former ones by their hashes.
+func (s *server) signedAnew(ctx context.Context, l *live) (manifests string, err error) {
+	o := l.origin
+	if err := s.refreshLive(ctx, l, refusedPause); err == nil {
+		manifests = o.record.Load().ManifestText
 	}
-	l.origin.expiry = time.Time{}
-	l.origin.release()
-	return s.refreshLive(ctx, l, s.pause()) == nil
+	if o.acquire(ctx) != nil {
+		return "", ctx.Err()
+	}
+	former := o.former
+	o.release()
+	if manifests == "" {
+		former = append(slices.Clone(former), o.record.Load().PortableDataHash)
+	}
+	for _, pdh := range former {
+		rec, failed := s.backend.API.Collection(ctx, pdh)
+		err = cmp.Or(err, failed)
+		manifests += rec.ManifestText
+	}
+	if manifests == "" {
+		return "", err
+	}
+	return manifests, nil
 }
 
 // liveRecordText is the content of .arvados#collection: the record with the

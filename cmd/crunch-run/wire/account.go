@@ -133,7 +133,20 @@ func (a *account) OpenCollection(ctx context.Context, id string) (*keep.Collecti
 	if err != nil {
 		return nil, err
 	}
-	return keep.NewCollection(record.ManifestText, a.blocks)
+	coll, err := keep.NewCollection(record.ManifestText, a.blocks)
+	if err != nil {
+		return nil, err
+	}
+	coll.RenewWith(func(ctx context.Context) (string, error) {
+		again, err := a.api.GetCollection(ctx, id, "uuid", "portable_data_hash", "manifest_text")
+		if err != nil || again.PortableDataHash != record.PortableDataHash {
+			// The record has got another content since, or is gone: the old
+			// content can be asked for by its hash.
+			again, err = a.api.GetCollection(ctx, record.PortableDataHash, "portable_data_hash", "manifest_text")
+		}
+		return again.ManifestText, err
+	})
+	return coll, nil
 }
 
 // NewCollection implements supervisor.Account.
