@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crunch-oci/gpu/gputest"
+	"crunch-oci/internal/forkthread"
 )
 
 // repository is the top of the source tree.
@@ -65,7 +66,7 @@ var (
 	minimal = initSystem{name: "minimal", init: "/test/init.sh"}
 	systemd = initSystem{
 		name: "systemd", init: "/sbin/init",
-		cmdline: `systemd.run=/test/run.sh systemd.run_success_action=none systemd.run_failure_action=none systemd.show_status=no`,
+		cmdline: `systemd.run=/test/unit.sh systemd.run_success_action=none systemd.run_failure_action=none systemd.show_status=no`,
 	}
 )
 
@@ -84,8 +85,26 @@ mkdir /sys/fs/cgroup/job
 echo +cpu +memory +pids +cpuset +io >/sys/fs/cgroup/cgroup.subtree_control
 echo $$ >/sys/fs/cgroup/job/cgroup.procs
 /test/run.sh
+echo "VM-END $?" >/dev/ttyS0
 sleep 60
 reboot -f
+`
+
+// unitScript runs the suites as a unit that systemd leaves alone: others are
+// stopped when the kernel kills a process in them for want of memory
+// (systemd.service(5), OOMPolicy=), as some tests make it do.
+const unitScript = `#!/bin/sh
+exec >/dev/ttyS0 2>&1
+cat >/run/systemd/system/tests.service <<EOF
+[Service]
+Type=oneshot
+Delegate=yes
+ExecStart=/test/run.sh
+EOF
+systemctl daemon-reload && systemctl start tests.service
+status=$?
+[ $status = 0 ] || systemctl status --no-pager --full tests.service
+echo "VM-END $status"
 `
 
 // runScript runs the suites one after the other. Their output has marks that
@@ -101,11 +120,7 @@ dmesg -n 1
 own=/sys/fs/cgroup$(sed s/0:://p -n /proc/self/cgroup)
 mkdir $own/tests
 for pid in $(cat $own/cgroup.procs); do (echo $pid >$own/tests/cgroup.procs) 2>/dev/null; done
-for c in cpu memory pids; do
-	at=/sys/fs/cgroup
-	echo +$c >$at/cgroup.subtree_control
-	for part in $(echo ${own#$at} | tr / ' '); do at=$at/$part; echo +$c >$at/cgroup.subtree_control; done
-done
+echo +cpu +memory +pids >$own/cgroup.subtree_control
 export CRUNCH_RUN_TEST_PROGRAMS=/test/src/programs
 `
 
@@ -226,25 +241,8 @@ type verdict struct {
 	output string
 }
 
-// run runs the suites in a machine with this init, one after the other. The
-// emulator now and then stands still on a busy host, so there is a second try; a
-// suite that fails is not tried again.
+// run runs the suites in a machine with this init, one after the other.
 func (r *rig) run(t *testing.T, sys initSystem, suites []suite, patience time.Duration) []verdict {
-	t.Helper()
-	for range 2 {
-		if out := r.boot(t, sys, suites, patience); out != nil {
-			return out
-		}
-	}
-	if !long {
-		t.Skip("the emulator stood still, twice: nothing is known; make test-vm tries longer")
-	}
-	t.Fatal("the machine did not come to its end, twice")
-	return nil
-}
-
-// boot is one try; nil if the machine did not come to its end.
-func (r *rig) boot(t *testing.T, sys initSystem, suites []suite, patience time.Duration) []verdict {
 	t.Helper()
 	files, err := machineFiles()
 	if err != nil {
@@ -259,9 +257,9 @@ func (r *rig) boot(t *testing.T, sys initSystem, suites []suite, patience time.D
 		}
 		fmt.Fprintf(&script, "cd /test/src/%s && ./suite.test %s; echo \"VM-SUITE %d ENDED $?\"\n", s.pkg, args, i)
 	}
-	script.WriteString("echo " + lastWord + "\n")
 	write(t, filepath.Join(r.dir, "init"), sys.init+"\n", 0o644)
 	write(t, filepath.Join(r.dir, "init.sh"), initScript, 0o755)
+	write(t, filepath.Join(r.dir, "unit.sh"), unitScript, 0o755)
 	write(t, filepath.Join(r.dir, "run.sh"), script.String(), 0o755)
 	disk := filepath.Join(t.TempDir(), "test.ext4")
 	command(t, "mke2fs", "-q", "-t", "ext4", "-d", r.dir, disk, "700m")
@@ -279,13 +277,20 @@ func (r *rig) boot(t *testing.T, sys initSystem, suites []suite, patience time.D
 	// what is tested.
 	console := &console{ended: cancel}
 	cmd.Stdout, cmd.Stderr = console, console
-	err = cmd.Run()
+	forkthread.Do(func() { err = cmd.Start() })
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = cmd.Wait()
 	if name := os.Getenv("VMTEST_CONSOLE"); name != "" {
 		_ = os.WriteFile(name+"."+sys.name, console.text.Bytes(), 0o644)
 	}
-	out := read(t, &console.text, len(suites))
-	if out == nil {
-		t.Logf("the machine did not come to its end: %v\n%s", err, tail(console.text.String(), 8000))
+	out, end := read(t, &console.text, len(suites))
+	if len(out) < len(suites) {
+		if end == "" {
+			end = fmt.Sprintf("did not come to its end: %v, %v", err, context.Cause(ctx))
+		}
+		t.Fatalf("the machine %s; %d of %d suites ended\n%s", end, len(out), len(suites), tail(console.text.String(), 8000))
 	}
 	return out
 }
@@ -298,14 +303,16 @@ type console struct {
 
 func (c *console) Write(p []byte) (int, error) {
 	n, err := c.text.Write(p)
-	if last := c.text.Bytes()[max(0, c.text.Len()-n-len(lastWord)):]; bytes.Contains(last, []byte(lastWord)) {
+	last := c.text.Bytes()[max(0, c.text.Len()-n-100):]
+	if at := bytes.Index(last, []byte(lastWord)); at >= 0 && bytes.IndexByte(last[at:], '\n') >= 0 {
 		c.ended()
 	}
 	return n, err
 }
 
-// lastWord ends a line on the console when all suites have run.
-const lastWord = "VM-END"
+// lastWord and the status of what ran the suites are a line on the console when
+// that has ended, by itself or not.
+const lastWord = "VM-END "
 
 // clock tells the kernel the rate of the time stamp counter, which the emulator
 // passes on from this machine's. Where this machine is busy the kernel cannot
@@ -328,32 +335,30 @@ func clock(t *testing.T) string {
 	return ""
 }
 
-// read takes the console apart; nil if the end is missing.
-func read(t *testing.T, console *bytes.Buffer, n int) []verdict {
+// read takes the console apart: the suites that ended, and how the machine did,
+// if it did.
+func read(t *testing.T, console *bytes.Buffer, n int) (out []verdict, end string) {
 	t.Helper()
-	out := make([]verdict, n)
 	var since strings.Builder
-	next := 0
 	sc := bufio.NewScanner(bytes.NewReader(console.Bytes()))
 	sc.Buffer(nil, 16<<20)
 	for sc.Scan() {
 		line := strings.TrimSuffix(sc.Text(), "\r")
-		if rest, ok := strings.CutPrefix(line, fmt.Sprintf("VM-SUITE %d ENDED ", next)); ok && next < n {
+		if rest, ok := strings.CutPrefix(line, fmt.Sprintf("VM-SUITE %d ENDED ", len(out))); ok && len(out) < n {
 			status, err := strconv.Atoi(rest)
 			if err != nil {
 				t.Fatalf("console: %q", line)
 			}
-			out[next] = verdict{status, since.String()}
+			out = append(out, verdict{status, since.String()})
 			since.Reset()
-			next++
 			continue
 		}
-		if line == lastWord && next == n {
-			return out
+		if status, ok := strings.CutPrefix(line, lastWord); ok {
+			return out, "ended with status " + status
 		}
 		since.WriteString(line + "\n")
 	}
-	return nil
+	return out, ""
 }
 
 func tail(s string, n int) string {
