@@ -44,6 +44,11 @@ func (c *Client) Discovery(ctx context.Context) (Discovery, error) {
 type ClusterConfig struct {
 	ClusterID      string                  `json:"ClusterID"`
 	StorageClasses map[string]StorageClass `json:"StorageClasses"`
+	Collections    struct {
+		// ForwardSlashNameSubstitution stands for slashes in names that are to
+		// be names of files; "" if it is not configured.
+		ForwardSlashNameSubstitution string
+	}
 }
 
 // StorageClass is one class blocks can be stored in.

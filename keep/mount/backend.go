@@ -47,6 +47,11 @@ type Record struct {
 // Backend is where the content of a mount comes from.
 type Backend struct {
 	API API
+	// Projects lists projects; nil means that there are none to be seen.
+	Projects Projects
+	// SlashSubstitute stands for slashes in the names of collections and
+	// projects; "" means "_".
+	SlashSubstitute string
 	// Blocks reads the content of files. It is best a cache that is also a
 	// keep.BlockRangeReader and a keep.Prefetcher.
 	Blocks keep.BlockReader

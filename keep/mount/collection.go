@@ -34,7 +34,10 @@ type collection struct {
 	pdh  bool   // id is a portable data hash
 	node uint64 // node of the top directory
 	ino  uint64 // its inode number
-	live *live  // if it can be written to; then nothing of the following is used
+	// live or proj is set if it can be written to, or is no collection but a
+	// project; then nothing of the following is used.
+	live *live
+	proj *project
 
 	current atomic.Pointer[snapshot]
 
@@ -121,6 +124,9 @@ func signatureExpiry(manifest string) time.Time {
 // load makes a collection for by_id. It takes as long as the API client
 // retries.
 func (s *server) load(ctx context.Context, id string, pdh bool) (*collection, error) {
+	if isProject(id) {
+		return s.loadProject(ctx, id)
+	}
 	if !pdh && s.opts.ReadWrite {
 		return s.loadLive(ctx, id)
 	}

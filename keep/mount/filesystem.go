@@ -2,7 +2,6 @@ package mount
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -93,12 +92,21 @@ func (s *server) String() string { return "keep" }
 const forever = 365 * 24 * time.Hour
 
 // validity is how long the kernel may believe names and attributes in p without
-// asking again. A portable data hash names one content for ever.
+// asking again. A portable data hash names one content for ever. What else has a
+// record is believed until that is to be read again.
 func (s *server) validity(p place) time.Duration {
-	if p.snap == nil && (p.live == nil || p.live.origin == nil) || p.snap != nil && p.snap.coll.pdh {
+	var fetched *atomic.Int64
+	switch {
+	case p.proj != nil:
+		fetched = &p.proj.fetched
+	case p.live != nil && p.live.origin != nil:
+		fetched = &p.live.origin.fetched
+	case p.snap != nil && !p.snap.coll.pdh:
+		fetched = &p.snap.coll.fetched
+	default:
 		return forever
 	}
-	return s.opts.RefreshTime
+	return min(max(s.opts.RefreshTime-since(fetched), 0), s.opts.RefreshTime)
 }
 
 const recordName = ".arvados#collection"
@@ -120,6 +128,8 @@ func (s *server) Lookup(cancel <-chan struct{}, header *fuse.InHeader, name stri
 	case dir.live != nil:
 		s.freshenLive(ctx, dir.live)
 		return s.lookupLive(dir, name, out)
+	case dir.proj != nil:
+		return s.lookupProject(ctx, dir, name, out)
 	case dir.fixed != nil && dir.fixed.root != nil:
 		child, ok := dir.fixed.root[name]
 		return s.answer(child, ok, dir, out)
@@ -161,24 +171,25 @@ func (s *server) answer(p place, ok bool, dir place, out *fuse.EntryOut) fuse.St
 func (s *server) lookupCollection(ctx context.Context, dir place, name string, out *fuse.EntryOut) fuse.Status {
 	pdh, uuid := kindOf(name)
 	if !pdh && !(uuid && dir.fixed.byID.byUUID) {
-		s.log.debugf("lookup of %q: not the name of a collection", name)
+		s.log.debugf("lookup of %q: not the name of a collection or project", name)
 		return fuse.ENOENT
 	}
 	c, err := s.get(ctx, dir.fixed.byID, name, pdh)
-	switch {
-	case errors.Is(err, syscall.EINTR):
-		return fuse.EINTR
-	case err != nil && isAbsent(err):
-		s.log.warningf("collection %s: not found, or not readable with this token: %v", name, err)
-		return fuse.ENOENT
-	case err != nil:
-		s.log.errorf("collection %s cannot be shown: %v", name, err)
-		return fuse.EIO
+	return s.answerCollection(ctx, c, name, err, dir, out)
+}
+
+// answerCollection is the reply to a lookup in dir that has found c, or an error.
+func (s *server) answerCollection(ctx context.Context, c *collection, id string, err error, dir place, out *fuse.EntryOut) fuse.Status {
+	if err != nil {
+		return s.absent(id, err)
+	}
+	if c.proj != nil {
+		return s.answer(c.proj.place(), true, dir, out)
 	}
 	if c.live != nil {
 		s.freshenLive(ctx, c.live)
 		s.answer(c.live.root(), true, dir, out)
-		out.SetAttrTimeout(s.opts.RefreshTime)
+		out.SetAttrTimeout(s.validity(c.live.root()))
 		return fuse.OK
 	}
 	s.freshen(ctx, c)
@@ -186,7 +197,7 @@ func (s *server) lookupCollection(ctx context.Context, dir place, name string, o
 	defer s.done(p)
 	s.answer(p, true, dir, out)
 	if !c.pdh {
-		out.SetAttrTimeout(s.opts.RefreshTime)
+		out.SetAttrTimeout(s.validity(p))
 	}
 	return fuse.OK
 }
@@ -203,6 +214,8 @@ func (s *server) attr(p place, out *fuse.Attr) {
 	case p.fixed != nil && p.fixed.data != nil:
 		mode, size = syscall.S_IFREG|0o444, int64(len(p.fixed.data))
 	case p.fixed != nil:
+	case p.proj != nil:
+		mtime = p.proj.ModifiedAt
 	case p.isRecord():
 		mode, size, mtime = syscall.S_IFREG|0o444, int64(len(recordJSON(p.snap.files.Load().record))), p.snap.mtime
 	default:

@@ -24,14 +24,18 @@ func readme(d Dir) []byte {
 	if d.ByUUID {
 		ids += " or its UUID"
 	}
-	return []byte("This directory shows Arvados collections as directories.\n" +
+	text := "This directory shows Arvados collections as directories.\n" +
 		"\n" +
 		"A collection is not listed before somebody has asked for it. To reach one,\n" +
 		"use " + ids + " as a directory name here, for example\n" +
 		"\n" +
 		"    ls 1f4b0bc7583c2a7f9102c395f4ffc5e3+45\n" +
 		"\n" +
-		"A collection is found if the token with which this was mounted may read it.\n")
+		"A collection is found if the token with which this was mounted may read it.\n"
+	if d.ByUUID {
+		text += "The UUID of a project or filter group is a directory of what it contains.\n"
+	}
+	return []byte(text)
 }
 
 // makeFixed lays out the fixed part.
@@ -120,14 +124,19 @@ func (d *byID) list() []*collection {
 	return slices.Clip(list)
 }
 
-// kindOf tells what a name asks for: a portable data hash, a collection's UUID,
-// or nothing that can be there.
+// kindOf tells what a name asks for: a portable data hash, the UUID of a
+// collection or project, or nothing that can be there.
 func kindOf(name string) (pdh, uuid bool) {
 	if len(name) > 33 && name[32] == '+' && only(name[:32], "0123456789abcdef") && only(name[33:], "0123456789") {
 		return true, false
 	}
+	return false, isUUID(name, "-4zz18-") || isProject(name)
+}
+
+// isUUID tells whether s is a UUID of the type with that infix.
+func isUUID(s, infix string) bool {
 	const alnum = "0123456789abcdefghijklmnopqrstuvwxyz"
-	return false, len(name) == 27 && name[5:12] == "-4zz18-" && only(name[:5], alnum) && only(name[12:], alnum)
+	return len(s) == 27 && s[5:12] == infix && only(s[:5], alnum) && only(s[12:], alnum)
 }
 
 func only(s, set string) bool {

@@ -20,7 +20,7 @@ const nameMax = 1024
 type handle struct {
 	place        // holds a reference
 	data  []byte // content that is not in Keep
-	// entries lists the fixed directories, which may change while read.
+	// entries lists fixed directories and projects, which may change while read.
 	entries []dirEntry
 	// file is open in a writable collection; names are the entries of a
 	// directory there, when its listing began.
@@ -247,6 +247,14 @@ func (s *server) OpenDir(cancel <-chan struct{}, input *fuse.OpenIn, out *fuse.O
 		end()
 	case p.fixed != nil:
 		h.entries = p.fixed.list()
+	case p.proj != nil:
+		ctx, end := s.request(cancel, &input.InHeader)
+		l, err := s.list(ctx, p.proj)
+		end()
+		if err != nil {
+			return s.absent(p.proj.UUID, err)
+		}
+		h.entries = l.entries()
 	case p.snap.coll.pdh:
 		out.OpenFlags = fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE
 	default:
@@ -337,7 +345,7 @@ func (s *server) readDir(input *fuse.ReadIn, add func(e fuse.DirEntry, p place, 
 		s.readDirLive(h, i, add)
 		return fuse.OK
 	}
-	if h.fixed != nil {
+	if h.fixed != nil || h.proj != nil {
 		for ; i-2 < uint64(len(h.entries)); i++ {
 			e := h.entries[i-2]
 			mode := uint32(syscall.S_IFDIR)

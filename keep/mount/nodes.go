@@ -14,6 +14,7 @@ import (
 //	region << 32 | 1            top directory of a collection
 //	region << 32 | entry + 1    entry of a snapshot of a collection
 //	region << 32 | n            of a writable collection: see live
+//	region << 32 | 1            directory of a project
 //
 // So nothing has to be remembered for a single file, and there is nothing to
 // look up but the region.
@@ -24,11 +25,12 @@ const (
 
 // region is what the upper half of a node number stands for: a collection's
 // top directory, which stays the same when the content changes, a snapshot, or a
-// collection that is written to.
+// collection that is written to, or a project's directory.
 type region struct {
 	coll *collection
 	snap *snapshot
 	live *live
+	proj *project
 }
 
 // regions is the table of them. The zero value is ready for use.
@@ -72,6 +74,8 @@ type place struct {
 
 	live *live
 	file keep.Node // of live, unless it is the record
+
+	proj *project
 }
 
 // at is the place of an entry; the reference stays the caller's. The top
@@ -94,6 +98,9 @@ func (s *server) find(node uint64) (place, bool) {
 	r := s.nodes.get(node)
 	if r.live != nil {
 		return r.live.find(uint32(node))
+	}
+	if r.proj != nil {
+		return r.proj.place(), true
 	}
 	if r.coll != nil {
 		return r.coll.acquire().at(0), true
@@ -126,6 +133,8 @@ func (p place) ino() uint64 {
 		return p.live.recordIno
 	case p.live != nil:
 		return p.file.Number(p.live.ino)
+	case p.proj != nil:
+		return p.proj.ino
 	case p.snap == nil:
 		return p.node
 	case p.entry == 0:
@@ -167,6 +176,9 @@ func (p place) isDir() bool {
 	}
 	if p.fixed != nil {
 		return p.fixed.data == nil
+	}
+	if p.proj != nil {
+		return true
 	}
 	return !p.isRecord() && p.snap.tree.entries[p.entry].dir
 }

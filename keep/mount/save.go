@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -294,6 +295,14 @@ func (s *server) put(ctx context.Context, l *live, have *Record, manifest string
 	if err != nil {
 		return err
 	}
+	// The answer to a change may have less of the record than what was read.
+	fields := maps.Clone(have.Fields)
+	if fields == nil {
+		fields = rec.Fields
+	} else {
+		maps.Copy(fields, rec.Fields)
+	}
+	rec.Fields = fields
 	switch rec.PortableDataHash {
 	case keep.PortableDataHash(manifest):
 	case have.PortableDataHash:

@@ -135,7 +135,8 @@ func TestKindOf(t *testing.T) {
 		"1f4b0bc7583c2a7f9102c395f4ffc5e3+4+A": {},
 		"zzzzz-4zz18-0123456789abcde":          {false, true},
 		"zzzzz-4zz18-0123456789abcdE":          {},
-		"zzzzz-j7d0g-0123456789abcde":          {},
+		"zzzzz-j7d0g-0123456789abcde":          {false, true},
+		"zzzzz-tpzed-0123456789abcde":          {},
 		"zzzzz-4zz18-0123456789abcdef":         {},
 		"":                                     {},
 	} {

@@ -41,7 +41,8 @@ type clusterFacts struct {
 	services    keep.ServiceLister
 	replication int
 	classes     []string
-	retries     int // rounds over the Keep services after the first
+	slash       string // ForwardSlashNameSubstitution
+	retries     int    // rounds over the Keep services after the first
 	// signatureTTL is how long block signatures last; 0: unknown, or for ever.
 	signatureTTL time.Duration
 	tls          *tls.Config
@@ -69,6 +70,7 @@ func learn(ctx context.Context, api *arvados.Client, cfg arvados.Config, retries
 		retries:     retries,
 		replication: discovery.DefaultCollectionReplication,
 		classes:     exported.DefaultStorageClasses(),
+		slash:       exported.Collections.ForwardSlashNameSubstitution,
 		logPeriod:   time.Duration(discovery.CrunchLogUpdatePeriod) * time.Second,
 		logGrowth:   discovery.CrunchLogUpdateSize,
 

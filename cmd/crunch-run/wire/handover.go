@@ -17,6 +17,10 @@ const clusterVariable = "CRUNCH_RUN_CLUSTER"
 type handedOver struct {
 	Replication  int
 	SignatureTTL time.Duration
+	// Classes are the cluster's default storage classes, Slash is its
+	// ForwardSlashNameSubstitution.
+	Classes []string
+	Slash   string
 	// Services is the latest list of Keep services; it is renewed in time.
 	Services []keep.Service
 }
@@ -24,7 +28,7 @@ type handedOver struct {
 // handOver is what a FUSE server is told. A list of services that cannot be had
 // now is left for it to find.
 func (f *clusterFacts) handOver(ctx context.Context) string {
-	h := handedOver{Replication: f.replication, SignatureTTL: f.signatureTTL}
+	h := handedOver{Replication: f.replication, SignatureTTL: f.signatureTTL, Classes: f.classes, Slash: f.slash}
 	if list, err := f.services.KeepServices(ctx); err == nil {
 		h.Services = list
 	}

@@ -3,8 +3,6 @@ package wire
 import (
 	"context"
 	"fmt"
-	"io/fs"
-	"net/http"
 	"os"
 	"sync/atomic"
 	"time"
@@ -36,7 +34,12 @@ func ConnectMount(ctx context.Context, opts mount.Options, cfg arvados.Config) (
 		if err != nil {
 			return mount.Backend{}, fmt.Errorf("read discovery document: %w", err)
 		}
+		exported, err := api.ClusterConfig(ctx)
+		if err != nil {
+			return mount.Backend{}, fmt.Errorf("read cluster configuration: %w", err)
+		}
 		known.Replication, known.SignatureTTL = discovery.DefaultCollectionReplication, time.Duration(discovery.BlobSignatureTTL)*time.Second
+		known.Classes, known.Slash = exported.DefaultStorageClasses(), exported.Collections.ForwardSlashNameSubstitution
 	}
 	if cache, ok := services.(*keep.ServiceCache); ok && len(known.Services) > 0 {
 		cache.Prime(known.Services)
@@ -47,12 +50,14 @@ func ConnectMount(ctx context.Context, opts mount.Options, cfg arvados.Config) (
 	}
 	client, err := keep.NewClient(paceKeep(keep.ClientConfig{
 		Services: services, Order: keep.MountProbeOrder, Token: cfg.Token, Retries: opts.Retries, RetryDelay: keepDelay, TLS: config,
-		DefaultReplication: known.Replication, StorageClasses: opts.StorageClasses,
+		DefaultReplication: known.Replication, StorageClasses: opts.StorageClasses, DefaultStorageClasses: known.Classes,
 	}))
 	if err != nil {
 		return mount.Backend{}, err
 	}
-	backend := mount.Backend{API: mountAPI{api}, SignatureTTL: known.SignatureTTL}
+	backend := mount.Backend{
+		API: mountAPI{api}, Projects: mountAPI{api}, SlashSubstitute: known.Slash, SignatureTTL: known.SignatureTTL,
+	}
 	counted := &countingBlocks{Client: client}
 	if opts.Cache == mount.DiskCache {
 		cache := diskcache.Open(diskcache.Config{
@@ -111,59 +116,4 @@ func (c *countingBlocks) WriteBlock(ctx context.Context, data []byte, opts keep.
 		c.sent.Add(int64(len(data)))
 	}
 	return loc, err
-}
-
-// mountAPI reads and saves collection records for the mount.
-type mountAPI struct{ api *arvados.Client }
-
-// Collection implements mount.API.
-func (m mountAPI) Collection(ctx context.Context, id string) (mount.Record, error) {
-	c, err := m.api.GetCollection(ctx, id)
-	if arvados.IsStatus(err, http.StatusNotFound, http.StatusForbidden, http.StatusUnauthorized) {
-		return mount.Record{}, fmt.Errorf("%w: %w", fs.ErrNotExist, err)
-	}
-	if err != nil {
-		return mount.Record{}, err
-	}
-	return mountRecord(c), nil
-}
-
-// SaveCollection implements mount.API.
-func (m mountAPI) SaveCollection(ctx context.Context, uuid, manifest string, replace map[string]string) (mount.Record, error) {
-	var c arvados.Collection
-	var err error
-	if replace == nil {
-		c, err = m.api.UpdateCollection(ctx, uuid, map[string]any{"manifest_text": manifest})
-	} else {
-		c, err = m.api.ReplaceFiles(ctx, uuid, manifest, replace)
-	}
-	switch {
-	case arvados.IsStatus(err, http.StatusForbidden):
-		return mount.Record{}, fmt.Errorf("%w: %w", fs.ErrPermission, err)
-	case replace != nil && arvados.IsStatus(err, http.StatusBadRequest, http.StatusNotFound, http.StatusUnprocessableEntity):
-		return mount.Record{}, fmt.Errorf("%w: %w", mount.ErrNoReplace, err)
-	case err != nil:
-		return mount.Record{}, err
-	}
-	if c.ManifestText == "" {
-		if c.PortableDataHash != keep.PortableDataHash(manifest) {
-			return m.Collection(ctx, uuid)
-		}
-		c.ManifestText = manifest
-	}
-	return mountRecord(c), nil
-}
-
-func mountRecord(c arvados.Collection) mount.Record {
-	record := mount.Record{PortableDataHash: c.PortableDataHash, ManifestText: c.ManifestText, StorageClasses: c.StorageClassesDesired}
-	if c.ReplicationDesired != nil {
-		record.Replication = *c.ReplicationDesired
-	}
-	if c.ModifiedAt != nil {
-		record.ModifiedAt = *c.ModifiedAt
-	}
-	if c.UUID != "" {
-		record.Fields = map[string]any{"uuid": c.UUID, "name": c.Name, "owner_uuid": c.OwnerUUID, "properties": c.Properties}
-	}
-	return record
 }
