@@ -64,7 +64,7 @@ func (s *Snapshot) Sync() error {
 	}
 	var errs []error
 	for _, u := range todo {
-		errs = append(errs, s.store.setDurable(u.id))
+		errs = append(errs, s.store.setDurable(u))
 	}
 	return errors.Join(errs...)
 }
@@ -88,14 +88,17 @@ func (s *Store) durable(id string) bool {
 	return readJSON(filepath.Join(s.layerPath(id), "state.json"), &st) == nil && st.Durable
 }
 
-func (s *Store) setDurable(id string) error {
-	dir := s.layerPath(id)
+func (s *Store) setDurable(u *use) error {
+	dir := s.layerPath(u.id)
 	tmp := filepath.Join(dir, fmt.Sprintf("state.%d", os.Getpid()))
 	_ = os.Remove(tmp) // of a process of the same number, killed here
 	if err := writeJSON(tmp, state{Version: recordVersion, Boot: s.boot, Durable: true}, true); err != nil {
 		return fmt.Errorf("image store: %w", err)
 	}
 	if err := os.Rename(tmp, filepath.Join(dir, "state.json")); err != nil {
+		return fmt.Errorf("image store: %w", err)
+	}
+	if err := u.dir.Sync(); err != nil {
 		return fmt.Errorf("image store: %w", err)
 	}
 	return nil

@@ -29,6 +29,7 @@ packages() {
 		procps
 		iproute2
 		e2fsprogs
+		xfsprogs
 		nftables
 		iptables
 		containernetworking-plugins

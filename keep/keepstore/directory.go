@@ -145,8 +145,11 @@ func (d *directory) refresh(ctx context.Context, hash string, data []byte) (bool
 	}
 	defer f.Close()
 	same, err := equal(ctx, f, data)
-	if err != nil || same {
-		return same, err
+	if err != nil {
+		return false, err
+	}
+	if same {
+		return true, d.syncName(f)
 	}
 	fi, err := f.Stat()
 	if err != nil {
@@ -191,7 +194,20 @@ func (d *directory) touch(_ context.Context, hash string) error {
 	if err != nil {
 		return err
 	}
-	return f.Close()
+	defer f.Close()
+	return d.syncName(f)
+}
+
+// syncName makes the time stamp and the name of an open block survive a power cut:
+// whoever wrote the block may not have come to that yet.
+func (d *directory) syncName(f *os.File) error {
+	if d.noSync {
+		return nil
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	return d.syncDir(filepath.Dir(f.Name()))
 }
 
 // touchLocked opens a block, under the lock that a trasher also takes, and

@@ -66,6 +66,8 @@ type Dir string
 type Kept struct {
 	path string
 	file *os.File
+	// durable says that a result with this name may be on the disk.
+	durable bool
 }
 
 var uuidPattern = regexp.MustCompile(`^[0-9a-z]{5}-dz642-[0-9a-z]{15}$`)
@@ -115,7 +117,8 @@ func (d Dir) Keep(r Result) (*Kept, error) {
 	if err := os.MkdirAll(string(d), 0o700); err != nil {
 		return nil, fmt.Errorf("keep results: %w", err)
 	}
-	k := &Kept{path: path}
+	_, err = os.Lstat(path)
+	k := &Kept{path: path, durable: !errors.Is(err, fs.ErrNotExist)}
 	if err := k.write(r); err != nil {
 		return nil, fmt.Errorf("keep results: %w", err)
 	}
@@ -133,7 +136,7 @@ func (k *Kept) Update(r Result) error {
 }
 
 // write makes a new file in place of the old one: there is a whole one at every
-// moment.
+// moment, also after a power cut if the old one was synced.
 func (k *Kept) write(r Result) (err error) {
 	text, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
@@ -155,6 +158,13 @@ func (k *Kept) write(r Result) (err error) {
 	if _, err := f.Write(append(text, '\n')); err != nil {
 		return err
 	}
+	// A file system may have the new name on the disk long before the content. What
+	// takes the place of a result that is on the disk must be there before.
+	if k.durable {
+		if err := f.Sync(); err != nil {
+			return err
+		}
+	}
 	if err := os.Rename(f.Name(), k.path); err != nil {
 		return err
 	}
@@ -170,6 +180,7 @@ func (k *Kept) Sync() error {
 	if err := k.file.Sync(); err != nil {
 		return fmt.Errorf("keep results: %w", err)
 	}
+	k.durable = true
 	dir, err := os.Open(filepath.Dir(k.path))
 	if err != nil {
 		return fmt.Errorf("keep results: %w", err)
@@ -217,7 +228,7 @@ func (d Dir) Take(uuid string) (*Kept, Result, error) {
 		_ = f.Close()
 		return nil, Result{}, err
 	}
-	return &Kept{path: path, file: f}, r, nil
+	return &Kept{path: path, file: f, durable: true}, r, nil
 }
 
 // open opens a result. What is none, a pipe above all, is neither waited for nor
@@ -256,7 +267,7 @@ func read(f *os.File, uuid string) (r Result, err error) {
 		return r, fmt.Errorf("%s: larger than %d bytes", f.Name(), maxFile)
 	}
 	if err := json.Unmarshal(text, &r); err != nil {
-		return r, fmt.Errorf("%s: %w", f.Name(), err)
+		return r, fmt.Errorf("%s: %w (if the machine stopped when it was being written, the result is lost: remove the file)", f.Name(), err)
 	}
 	if r.UUID != uuid {
 		return r, fmt.Errorf("%s: it is about container %q", f.Name(), r.UUID)
