@@ -2,10 +2,10 @@
 # vm-image.sh DIR: what a virtual machine for the tests boots: DIR/vmlinuz (the
 # kernel of Debian's linux-image-cloud-amd64), DIR/initrd (busybox and the modules
 # for the disk) and DIR/root.ext4 (a Debian with systemd), from the mirror apt is
-# configured with. Does nothing when all is there.
+# configured with. Does nothing when all is there, made by the same script.
 set -eu
 dir=$1
-[ -e "$dir/.complete" ] && exit 0
+cmp -s "$0" "$dir/.made-by" && exit 0
 mkdir -p "$dir"
 dir=$(cd "$dir" && pwd)
 log=$dir/log
@@ -29,7 +29,7 @@ target=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME) $(COMPONENT)' 'C
 mirror=${target%% *}
 suite=$(echo "$target" | cut -d' ' -f2)
 root=$work/root
-debootstrap --variant=minbase --include=systemd-sysv,dbus,kmod,iproute2,nftables,procps,libcap2-bin,attr,busybox-static \
+debootstrap --variant=minbase --include=systemd-sysv,dbus,kmod,iproute2,nftables,procps,libcap2-bin,attr,apparmor,busybox-static \
 	"$suite" "$root" "$mirror" >>"$log" 2>&1 || fail debootstrap
 rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/* "$root"/usr/share/doc "$root"/usr/share/locale
 mkdir -p "$root/lib/modules" "$root/test"
@@ -67,4 +67,4 @@ EOF
 chmod 755 "$init/init"
 (cd "$init" && find . | busybox cpio -o -H newc 2>>"$log" | gzip -1) >"$dir/initrd" || fail cpio
 mv "$work/root.ext4" "$dir/root.ext4"
-: >"$dir/.complete"
+cp "$0" "$dir/.made-by"
