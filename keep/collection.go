@@ -24,8 +24,9 @@ type Collection struct {
 	blockSize int         // MaxBlockSize, less in tests
 
 	// marshalMu makes flushes follow each other: two at once would only store
-	// the same data twice. It is taken before mu.
-	marshalMu sync.Mutex
+	// the same data twice. It is taken before mu, and held while blocks are
+	// uploaded, so it can be waited for with a context: it has one token.
+	marshalMu chan struct{}
 
 	mu       sync.RWMutex
 	root     *node
@@ -64,6 +65,7 @@ func NewCollection(manifest string, blocks BlockReader) (*Collection, error) {
 		root:      newDir("."),
 		mtime:     time.Now(),
 		slots:     make(chan struct{}, maxUploads),
+		marshalMu: make(chan struct{}, 1),
 	}
 	c.writer, _ = blocks.(BlockWriter)
 	if err := parseManifest(c.root, manifest); err != nil {

@@ -23,8 +23,10 @@ import (
 // the data stays in memory, and the next call tries again. If ctx ends, the
 // uploads go on until Close.
 func (c *Collection) MarshalManifest(ctx context.Context) (string, error) {
-	c.marshalMu.Lock()
-	defer c.marshalMu.Unlock()
+	if err := c.lockMarshal(ctx); err != nil {
+		return "", err
+	}
+	defer c.unlockMarshal()
 
 	c.mu.Lock()
 	c.failed, c.stuck, c.buffered = nil, 0, 0
@@ -48,6 +50,17 @@ func (c *Collection) MarshalManifest(ctx context.Context) (string, error) {
 	c.spare = nil
 	return render(snapshot), nil
 }
+
+func (c *Collection) lockMarshal(ctx context.Context) error {
+	select {
+	case c.marshalMu <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (c *Collection) unlockMarshal() { <-c.marshalMu }
 
 // wait returns when nothing that the snapshot refers to is being uploaded any
 // more, with the first error: an upload that is left behind and fails later

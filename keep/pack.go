@@ -12,8 +12,10 @@ import (
 // and MarshalManifest; an error says that there is no such directory or that
 // ctx has ended.
 func (c *Collection) Flush(ctx context.Context, name string, short bool) error {
-	c.marshalMu.Lock()
-	defer c.marshalMu.Unlock()
+	if err := c.lockMarshal(ctx); err != nil {
+		return err
+	}
+	defer c.unlockMarshal()
 	c.mu.Lock()
 	n, err := c.root.walk(name)
 	if err == nil && n.dir == nil {
@@ -36,8 +38,10 @@ func (c *Collection) Flush(ctx context.Context, name string, short bool) error {
 // relieve stores what has gathered in memory: first what makes good blocks, and
 // if that leaves much, everything.
 func (c *Collection) relieve(ctx context.Context) {
-	c.marshalMu.Lock()
-	defer c.marshalMu.Unlock()
+	if c.lockMarshal(ctx) != nil {
+		return // it stays in memory
+	}
+	defer c.unlockMarshal()
 	c.mu.Lock()
 	p := packer{c: c}
 	p.everything()

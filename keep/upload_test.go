@@ -293,6 +293,33 @@ func TestMarshalContext(t *testing.T) {
 	}
 }
 
+// Who waits for another's flush can give up, too.
+func TestMarshalContextWhileFlushing(t *testing.T) {
+	store := newMemStore()
+	store.gate = make(chan struct{})
+	c := newCollection(t, "", store, 16)
+	writeFile(t, c, "f", []byte("abc"))
+	writeFile(t, c, "d/g", []byte("def"))
+	first := make(chan error)
+	go func() {
+		_, err := c.MarshalManifest(context.Background())
+		first <- err
+	}()
+	store.gate <- struct{}{} // one of the two uploads
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := c.MarshalManifest(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("MarshalManifest: %v", err)
+	}
+	if err := c.Flush(ctx, "", true); !errors.Is(err, context.Canceled) {
+		t.Errorf("Flush: %v", err)
+	}
+	close(store.gate)
+	if err := <-first; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestWriteOptions(t *testing.T) {
 	store := newMemStore()
 	c := newCollection(t, "", store, 0)
