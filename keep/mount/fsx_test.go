@@ -3,29 +3,16 @@ package mount
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"io"
+	"maps"
 	"math/rand"
-	"net/http"
 	"os"
-	"strconv"
-	"sync"
+	"slices"
 	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
-
-// fsxOps is the number of operations of one test.
-func fsxOps(t *testing.T, short int) int {
-	if n, err := strconv.Atoi(os.Getenv("KEEP_TEST_FSX_OPS")); err == nil {
-		return n
-	}
-	if os.Getenv("KEEP_TEST_LONG") != "" {
-		return 200_000
-	}
-	return short
-}
 
 // fsx does to a few files on a mount, at random, what programs do, and to byte
 // slices the same: an idea of Apple's fsx. When Keep fails, calls may fail
@@ -38,7 +25,12 @@ type fsx struct {
 	names []string
 	model map[string]*fsxFile
 	open  []*fsxHandle
-	op    int
+	ops   int // to be done
+	op    int // under way
+	// again is called now and then when no file is open: what is there must
+	// survive it.
+	again  func()
+	before func() // each operation
 	// failures counts the calls that failed because Keep did.
 	failures int
 }
@@ -134,7 +126,7 @@ func (x *fsx) step() {
 	i := x.rnd.Intn(len(x.open))
 	h := x.open[i]
 	off, n := x.rnd.Intn(fsxMax), x.rnd.Intn(64<<10)+1
-	switch op := x.rnd.Intn(100); {
+	switch op := x.rnd.Intn(116); {
 	case op < 30:
 		if x.rnd.Intn(4) == 0 {
 			off = len(h.file.data)
@@ -181,6 +173,31 @@ func (x *fsx) step() {
 		// Stores everything.
 		_, err := os.ReadFile(x.dir + "/" + recordName)
 		x.failed("record", err)
+	case op < 103:
+		x.append(n)
+	case op < 107:
+		x.copyRange(h, off, n)
+	case op < 110:
+		if err := unix.Fallocate(int(h.Fd()), unix.FALLOC_FL_ZERO_RANGE, int64(off), int64(n)); !x.failed("zero", err) {
+			h.file.resize(max(len(h.file.data), off+n))
+			clear(h.file.data[off : off+n])
+		}
+	case op < 112:
+		// Open files go with their directory.
+		if !x.failed("rename", os.Rename(x.dir+"/s", x.dir+"/t")) {
+			x.read(h.File, h.file, off, n, 50)
+			x.failed("rename", os.Rename(x.dir+"/t", x.dir+"/s"))
+		}
+	case op < 114:
+		x.list()
+	case op < 115:
+		x.unsupported(h)
+	case op < 116 && x.again != nil && x.rnd.Intn(10) == 0:
+		for len(x.open) > 0 {
+			x.close(0)
+		}
+		x.again()
+		x.verify()
 	default:
 		st, err := os.Stat(x.dir + "/" + h.Name()[len(x.dir)+1:])
 		if err == nil && x.model[h.Name()[len(x.dir)+1:]] == nil {
@@ -227,89 +244,107 @@ func (x *fsx) mapped(h *fsxHandle, off, n int) {
 	}
 }
 
-func (x *fsx) run(w *world, ops int) {
-	x.names = []string{"a", "b", "c", "d"}
+// append writes at the end of a file, wherever that is.
+func (x *fsx) append(n int) {
+	name := x.name()
+	file := x.model[name]
+	if file == nil || len(file.data)+n > 2*fsxMax {
+		return
+	}
+	f, err := os.OpenFile(x.dir+"/"+name, os.O_WRONLY|os.O_APPEND, 0)
+	if x.failed("open", err) {
+		return
+	}
+	p := make([]byte, n)
+	x.rnd.Read(p)
+	if _, err := f.Write(p); !x.failed("append", err) {
+		file.data = append(file.data, p...)
+	}
+	x.failed("close", f.Close())
+}
+
+// copyRange has the kernel copy from one file to another one.
+func (x *fsx) copyRange(to *fsxHandle, off, n int) {
+	from := x.open[x.rnd.Intn(len(x.open))]
+	if from.file == to.file || x.flaky {
+		return // the kernel might copy less and say so only by a signal
+	}
+	at := x.rnd.Intn(fsxMax)
+	rpos, wpos := int64(at), int64(off)
+	done, err := unix.CopyFileRange(int(from.Fd()), &rpos, int(to.Fd()), &wpos, n, 0)
+	if err != nil {
+		x.t.Fatalf("operation %d: copy_file_range: %v", x.op, err)
+	}
+	if done > 0 {
+		to.file.resize(max(len(to.file.data), off+done))
+		copy(to.file.data[off:off+done], from.file.data[at:])
+	}
+}
+
+// list compares the names with the model.
+func (x *fsx) list() {
+	var got []string
+	for _, dir := range []string{"", "s/"} {
+		list, err := os.ReadDir(x.dir + "/" + dir)
+		if err != nil {
+			x.t.Fatalf("operation %d: %v", x.op, err)
+		}
+		for _, e := range list {
+			if !e.IsDir() {
+				got = append(got, dir+e.Name())
+			}
+		}
+	}
+	if want := slices.Sorted(maps.Keys(x.model)); !slices.Equal(got, want) {
+		x.t.Fatalf("operation %d: listed %q, want %q", x.op, got, want)
+	}
+}
+
+// unsupported is what has no place in a collection. It does no harm.
+func (x *fsx) unsupported(h *fsxHandle) {
+	name := x.dir + "/" + x.name()
+	for what, c := range map[string]struct {
+		got  error
+		want []error
+	}{
+		"symlink":  {unix.Symlink("a", x.dir+"/l"), []error{syscall.ENOSYS}},
+		"link":     {unix.Link(h.Name(), x.dir+"/l"), []error{syscall.ENOSYS, syscall.EPERM, syscall.ENOENT}},
+		"mkfifo":   {unix.Mkfifo(x.dir+"/l", 0o600), []error{syscall.ENOTSUP}},
+		"setxattr": {unix.Fsetxattr(int(h.Fd()), "user.x", []byte("y"), 0), []error{syscall.EOPNOTSUPP}},
+		"collapse": {unix.Fallocate(int(h.Fd()), unix.FALLOC_FL_COLLAPSE_RANGE, 0, 4096), []error{syscall.EOPNOTSUPP}},
+		"exchange": {unix.Renameat2(unix.AT_FDCWD, name, unix.AT_FDCWD, h.Name(), unix.RENAME_EXCHANGE), []error{syscall.EINVAL, syscall.ENOENT, nil}}, // nil: of one name
+	} {
+		if !slices.Contains(c.want, c.got) {
+			x.t.Fatalf("operation %d: %s: %v", x.op, what, c.got)
+		}
+	}
+}
+
+// verify compares all files with the model.
+func (x *fsx) verify() {
+	x.list()
+	for name, file := range x.model {
+		f, err := os.Open(x.dir + "/" + name)
+		if err != nil {
+			x.t.Fatalf("operation %d: %v", x.op, err)
+		}
+		x.read(f, file, 0, len(file.data)+1, 50)
+		f.Close()
+	}
+}
+
+func (x *fsx) run() {
+	x.names = []string{"a", "b", "c", "s/a", "s/b"}
 	x.model = make(map[string]*fsxFile)
-	for x.op = range ops {
+	must(x.t, os.Mkdir(x.dir+"/s", 0o777))
+	for x.op = range x.ops {
+		if x.before != nil {
+			x.before()
+		}
 		x.step()
 	}
 	for len(x.open) > 0 {
-		x.read(x.open[0].direct, x.open[0].file, 0, fsxMax+64<<10, 50)
+		x.read(x.open[0].direct, x.open[0].file, 0, 2*fsxMax+64<<10, 50)
 		x.close(0)
 	}
-}
-
-func TestFsx(t *testing.T) {
-	w, dir := mountTmp(t)
-	x := &fsx{t: t, rnd: rand.New(rand.NewSource(1)), dir: dir}
-	x.run(w, fsxOps(t, 1500))
-	x.check(w)
-}
-
-// check compares what is stored with the model.
-func (x *fsx) check(w *world) {
-	c := w.saved(x.dir)
-	for name, file := range x.model {
-		if got := content(x.t, c, name); got != string(file.data) {
-			x.t.Errorf("%s: %d bytes are stored, not the right ones", name, len(got))
-		}
-	}
-	if list, err := c.ReadDir(""); err != nil || len(list) != len(x.model) {
-		x.t.Errorf("stored: %v, %v", list, err)
-	}
-}
-
-// The same with a keepstore that fails every fifth request, and a client that
-// does not try again.
-func TestFsxFlakyKeep(t *testing.T) {
-	w := newWorld(t)
-	var mu sync.Mutex
-	rnd, well, seen, refused := rand.New(rand.NewSource(2)), false, 0, 0
-	real := w.url
-	w.url = newHTTPServer(t, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		mu.Lock()
-		fail := !well && rnd.Intn(5) == 0
-		how := rnd.Intn(3)
-		seen++
-		if fail {
-			refused++
-		}
-		mu.Unlock()
-		switch {
-		case !fail:
-			proxyTo(t, real, rw, r)
-		case how == 0:
-			http.Error(rw, "no luck", http.StatusServiceUnavailable)
-		case how == 1:
-			panic(http.ErrAbortHandler)
-		default: // stored, but nobody is told; or read, but wrong
-			proxyTo(t, real, &brokenWriter{rw}, r)
-		}
-	}))
-	w.mount("--mount-tmp", "tmp0", "--ram-cache", "--file-cache", fmt.Sprint(1<<20))
-	x := &fsx{t: t, rnd: rand.New(rand.NewSource(3)), dir: w.path("tmp0"), flaky: true}
-	x.run(w, fsxOps(t, 1500))
-	mu.Lock()
-	well = true
-	t.Logf("%d of %d requests and %d calls have failed", refused, seen, x.failures)
-	if refused == 0 || x.failures == 0 {
-		t.Error("nothing has failed")
-	}
-	mu.Unlock()
-	waitFor(t, "Keep's return", func() bool {
-		_, err := os.ReadFile(x.dir + "/" + recordName)
-		return err == nil
-	})
-	x.check(w)
-}
-
-// brokenWriter spoils the body of a reply.
-type brokenWriter struct{ http.ResponseWriter }
-
-func (b *brokenWriter) Write(p []byte) (int, error) {
-	q := bytes.Clone(p)
-	for i := range q {
-		q[i] ^= 0x55
-	}
-	return b.ResponseWriter.Write(q)
 }

@@ -444,6 +444,17 @@ func (w *world) mounted() bool {
 	return len(mounts) > 0
 }
 
+// remount ends the server, which saves what is left, and starts another one.
+func (w *world) remount(args ...string) {
+	w.t.Helper()
+	must(w.t, w.cmd.Process.Signal(syscall.SIGTERM))
+	<-w.exited
+	if code := w.cmd.ProcessState.ExitCode(); code != 0 {
+		w.t.Errorf("server ended with %d:\n%s", code, w.stderr)
+	}
+	w.mount(args...)
+}
+
 // another is a second mount of the same cluster, as on another node.
 func (w *world) another(args ...string) *world {
 	w.t.Helper()
