@@ -33,7 +33,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strconv"
+	"strings"
 	"unicode"
 
 	"golang.org/x/sys/unix"
@@ -156,7 +158,7 @@ func Extract(ctx context.Context, r io.Reader, dir string, o Options) (Result, e
 	}
 	defer t.close()
 	src := &errReader{r: r}
-	x := &extractor{ctx: ctx, tree: t, tr: tar.NewReader(src), opt: o, buf: make([]byte, bufSize)}
+	x := &extractor{ctx: ctx, tree: t, tr: tar.NewReader(src), opt: o, buf: make([]byte, bufSize), umask: umask()}
 	src.limit = x.idle
 	if err := x.run(); err != nil {
 		// The tar reader turns what the stream says into its own words.
@@ -229,6 +231,8 @@ type extractor struct {
 	buf  []byte
 	res  Result
 
+	umask uint32 // of this process
+
 	sparse int64 // logical bytes of sparse files so far
 	kept   int64 // bytes of memory for the extended attributes of directories
 	passed int64 // bytes read of a file that is too large
@@ -268,6 +272,19 @@ func (x *extractor) count() error {
 		return fmt.Errorf("%w of %d entries", ErrLimit, x.opt.MaxEntries)
 	}
 	return nil
+}
+
+// umask is this process's file mode creation mask, or all bits where the kernel
+// does not tell (proc(5): since Linux 4.7).
+func umask() uint32 {
+	raw, _ := os.ReadFile("/proc/thread-self/status")
+	_, rest, _ := strings.Cut(string(raw), "\nUmask:")
+	line, _, _ := strings.Cut(rest, "\n")
+	n, err := strconv.ParseUint(strings.TrimSpace(line), 8, 12)
+	if err != nil {
+		return 0o7777
+	}
+	return uint32(n)
 }
 
 // retry calls f again while a signal interrupts it.

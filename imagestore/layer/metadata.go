@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -90,24 +91,24 @@ func metadataOf(h *tar.Header) (m metadata, skippedXattrs int, err error) {
 }
 
 // times gives access and modification time; layers rarely have the former.
-func (m *metadata) times() []unix.Timespec {
+func (m *metadata) times() [2]unix.Timespec {
 	var ts unix.Timespec // of the root of an empty layer: the epoch
 	if !m.mtime.IsZero() {
 		ts = unix.Timespec{Sec: m.mtime.Unix(), Nsec: int64(m.mtime.Nanosecond())}
 	}
-	return []unix.Timespec{ts, ts}
+	return [2]unix.Timespec{ts, ts}
 }
 
-// applyFile sets m on the file fd, which is base in dirfd and which this
-// process has just created with mode 0600. The order matters: a change of owner
-// clears set-user-ID bits and file capabilities.
-func (x *extractor) applyFile(fd, dirfd int, base string, m metadata) error {
+// applyFile sets m on the file fd, which this process has just created with the
+// given mode. The order matters: a change of owner clears set-user-ID bits and
+// file capabilities.
+func (x *extractor) applyFile(fd int, mode uint32, m metadata) error {
 	if m.uid != 0 || m.gid != 0 {
 		if err := unix.Fchown(fd, m.uid, m.gid); err != nil {
 			return fmt.Errorf("set owner: %w", err)
 		}
 	}
-	if m.mode != 0o600 {
+	if m.mode != mode {
 		if err := unix.Fchmod(fd, m.mode); err != nil {
 			return fmt.Errorf("set mode: %w", err)
 		}
@@ -117,8 +118,15 @@ func (x *extractor) applyFile(fd, dirfd int, base string, m metadata) error {
 			return err
 		}
 	}
-	if err := unix.UtimesNanoAt(dirfd, base, m.times(), unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return fmt.Errorf("set time: %w", err)
+	return setTimes(fd, m.times())
+}
+
+// setTimes is futimens(3), which package unix has not: by descriptor, so that no
+// name is looked up.
+func setTimes(fd int, ts [2]unix.Timespec) error {
+	_, _, errno := unix.Syscall6(unix.SYS_UTIMENSAT, uintptr(fd), 0, uintptr(unsafe.Pointer(&ts)), 0, 0, 0)
+	if errno != 0 {
+		return fmt.Errorf("set time: %w", errno)
 	}
 	return nil
 }
@@ -138,10 +146,7 @@ func (x *extractor) applyDir(fd int, m metadata) error {
 			return err
 		}
 	}
-	if err := unix.UtimesNanoAt(fd, ".", m.times(), 0); err != nil {
-		return fmt.Errorf("set time: %w", err)
-	}
-	return nil
+	return setTimes(fd, m.times())
 }
 
 // applyAt is applyFile for what cannot be opened: links and special files.
@@ -166,7 +171,8 @@ func (x *extractor) applyAt(dirfd int, base string, m metadata, isLink bool) err
 			}
 		}
 	}
-	if err := unix.UtimesNanoAt(dirfd, base, m.times(), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	ts := m.times()
+	if err := unix.UtimesNanoAt(dirfd, base, ts[:], unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return fmt.Errorf("set time: %w", err)
 	}
 	return nil

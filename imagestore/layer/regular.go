@@ -16,10 +16,15 @@ func (x *extractor) regular(h *tar.Header, d *dirNode, base string) error {
 	if err != nil {
 		return err
 	}
-	fd := -1
+	// Where the file can be made with its mode, one call less is needed. A change
+	// of owner clears set-user-ID bits, which therefore come last.
+	fd, mode := -1, m.mode
+	if mode&^(0o777&^x.umask) != 0 {
+		mode = 0o600
+	}
 	err = x.make(d, base, func(dirfd int) error {
 		return retry(func() (err error) {
-			fd, err = unix.Openat(dirfd, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+			fd, err = unix.Openat(dirfd, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode)
 			return err
 		})
 	})
@@ -35,11 +40,7 @@ func (x *extractor) regular(h *tar.Header, d *dirNode, base string) error {
 	if err != nil {
 		return err
 	}
-	dirfd, err := x.tree.fd(d)
-	if err != nil {
-		return err
-	}
-	return x.applyFile(fd, dirfd, base, m)
+	return x.applyFile(fd, mode, m)
 }
 
 // isSparse recognises GNU tar's old format and its three PAX formats. The
