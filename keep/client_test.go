@@ -87,6 +87,12 @@ func TestClientReadFaults(t *testing.T) {
 			want: "not found on any of 3 Keep services", is: keep.ErrNotFound,
 		},
 		{
+			name:   "gone is not there, either",
+			faults: [3][]keeptest.Fault{{keeptest.Status(410, "")}},
+			lost:   [3]bool{false, true, true}, reqs: []int{1, 1, 1},
+			want: "not found on any of 3 Keep services", is: keep.ErrNotFound,
+		},
+		{
 			name:   "error that passes",
 			faults: [3][]keeptest.Fault{{keeptest.Status(503, "")}},
 			lost:   [3]bool{false, true, true}, reqs: []int{2, 1, 1},
@@ -499,6 +505,37 @@ func TestClientTLS(t *testing.T) {
 				t.Errorf("%s, %s: %v", name, kind, err)
 			}
 			client.Close()
+		}
+	}
+}
+
+// A proxy of the site is the way to a keepproxy, and to nothing else.
+func TestClientSiteProxy(t *testing.T) {
+	asked := make(chan string, 10)
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked <- r.Method + " " + r.Host
+		http.Error(w, "not today", http.StatusBadGateway)
+	}))
+	defer proxy.Close()
+	t.Setenv("HTTPS_PROXY", proxy.URL)
+	t.Setenv("HTTP_PROXY", proxy.URL)
+	t.Setenv("NO_PROXY", "")
+	for _, c := range []struct{ kind, url, want string }{
+		{"proxy", "https://keep.invalid", "CONNECT keep.invalid:443"},
+		{"proxy", "http://keep.invalid:25107", ""},
+		{"disk", "https://keep.invalid", ""},
+	} {
+		client := keeptest.NewClient(t, func(cfg *keep.ClientConfig) { cfg.Retries = -1 }, keep.Service{URL: c.url, Type: c.kind})
+		if _, err := client.WriteBlock(t.Context(), []byte("x"), keep.WriteOptions{}); err == nil {
+			t.Errorf("%s %s: no error", c.kind, c.url)
+		}
+		client.Close()
+		got := ""
+		if len(asked) > 0 {
+			got = <-asked
+		}
+		if got != c.want {
+			t.Errorf("%s %s: the site's proxy was asked %q, want %q", c.kind, c.url, got, c.want)
 		}
 	}
 }

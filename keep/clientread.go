@@ -40,7 +40,7 @@ func (e *ReadError) Error() string {
 // block: asking again is of no use.
 func (e *ReadError) NotFound() bool {
 	for _, s := range e.Services {
-		if s.Status != http.StatusNotFound {
+		if s.Status != http.StatusNotFound && s.Status != http.StatusGone {
 			return false
 		}
 	}

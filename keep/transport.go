@@ -6,8 +6,11 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"net/url"
 	"sync"
 	"time"
+
+	"golang.org/x/net/http/httpproxy"
 )
 
 // limits are the time limits for one kind of service. There is none for a whole
@@ -40,10 +43,20 @@ type roundKey struct{}
 // newHTTPClient makes a client; config may be nil, for the system's roots.
 func newHTTPClient(l limits, config *tls.Config) *http.Client {
 	dialer := net.Dialer{KeepAlive: l.keepAlive}
+	// HTTPS_PROXY is the way to a keepproxy outside, as it is to the API.
+	// Keepstores, and a block server on this node, are in the cluster.
+	var proxy func(*http.Request) (*url.URL, error)
+	if l == proxyLimits {
+		fromEnv := httpproxy.FromEnvironment().ProxyFunc()
+		proxy = func(r *http.Request) (*url.URL, error) {
+			if r.URL.Scheme != "https" {
+				return nil, nil
+			}
+			return fromEnv(r.URL)
+		}
+	}
 	t := &http.Transport{
-		// Keep services are in the cluster or are its proxy: HTTP_PROXY is
-		// not meant for them.
-		Proxy: nil,
+		Proxy: proxy,
 		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
 			n, _ := ctx.Value(roundKey{}).(int)
 			ctx, cancel := context.WithTimeout(ctx, min(l.connect<<min(n, 10), maxConnect))

@@ -63,6 +63,9 @@ func (c Command) Main(ctx context.Context, args []string, env func(string) strin
 	case opts.Version:
 		fmt.Fprintln(stdout, c.Program, c.Version)
 		return 0
+	case opts.Help:
+		fmt.Fprint(stdout, Usage)
+		return 0
 	case opts.Unmount:
 		if err := Unmount(ctx, opts.Mountpoint, opts.UnmountTimeout); err != nil {
 			return fail(1, err)

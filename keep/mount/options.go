@@ -36,7 +36,8 @@ type Options struct {
 
 	// StatsInterval is the time between reports on stderr; 0 means none.
 	StatsInterval time.Duration
-	// Retries is how often a failed API request is repeated.
+	// Retries is how often blocks are looked for and written again, on all
+	// Keep services, after the first time.
 	Retries int
 	// RefreshTime is how old what is shown of a collection named by UUID may
 	// be.
@@ -46,8 +47,8 @@ type Options struct {
 	// Unmount asks to unmount Mountpoint instead, within UnmountTimeout.
 	Unmount        bool
 	UnmountTimeout time.Duration
-	// Version asks for the program's version only.
-	Version bool
+	// Version asks for the program's version only, Help for how it is used.
+	Version, Help bool
 
 	// Warn writes a warning to stderr as the mount does. It is not an option:
 	// Main sets it for Connect.
@@ -81,6 +82,9 @@ func ParseArgs(args []string) (Options, error) {
 	for len(args) > 0 {
 		arg := args[0]
 		args = args[1:]
+		if long, ok := shorthands[arg]; ok {
+			arg = long
+		}
 		if !strings.HasPrefix(arg, "--") || arg == "--" {
 			if arg == "--" && len(args) == 1 {
 				arg, args = args[0], nil
@@ -103,6 +107,9 @@ func ParseArgs(args []string) (Options, error) {
 			continue
 		}
 		set, ok := values[name]
+		if why, known := elsewhere[name]; known {
+			return o, fmt.Errorf("%s is not supported: %s", name, why)
+		}
 		if !ok {
 			return o, fmt.Errorf("unknown option %q", name)
 		}
@@ -121,7 +128,7 @@ func ParseArgs(args []string) (Options, error) {
 
 func (o *Options) check(foreground bool) error {
 	switch {
-	case o.Version:
+	case o.Version, o.Help:
 		return nil
 	case o.Mountpoint == "":
 		return errors.New("no mount point given")
@@ -149,13 +156,66 @@ var switches = map[string]func(*Options){
 	"--debug":                   func(o *Options) { o.Debug = true },
 	"--unmount":                 func(o *Options) { o.Unmount = true },
 	"--version":                 func(o *Options) { o.Version = true },
+	"--help":                    func(o *Options) { o.Help = true },
+	"--custom":                  func(*Options) {}, // which every mount is here
 }
+
+var shorthands = map[string]string{"-d": "--debug", "-h": "--help"}
+
+// elsewhere are options that only arv-mount has, with what to do instead.
+var elsewhere = func() map[string]string {
+	const (
+		layout  = "give --mount-by-id NAME; projects are NAME/UUID"
+		process = "run this program yourself, in the background, and end it with --unmount"
+		files   = "redirect standard error"
+		unmount = "give --unmount with each mount point"
+	)
+	return map[string]string{
+		"--all": layout, "--home": layout, "--shared": layout, "--by-tag": layout, "--by-id": layout, "--by-pdh": layout,
+		"--project": layout, "--collection": layout, "--mount-home": layout, "--mount-shared": layout, "--mount-by-tag": layout,
+		"--filters": layout, "--exec": process, "--logfile": files, "--replace": unmount, "--unmount-all": unmount,
+	}
+}()
+
+// Usage is what --help prints.
+const Usage = `Usage: crunch-run keep-mount --foreground [options] DIR
+       crunch-run keep-mount --unmount [--unmount-timeout SECONDS] DIR
+
+Shows Arvados collections as a file system at DIR, until it is interrupted or
+unmounted. The command line is that of arv-mount. Needs root.
+
+What is in DIR (at least one):
+  --mount-by-pdh NAME        directory of collections by portable data hash
+  --mount-by-id NAME         the same, also by UUID, and projects by UUID
+  --mount-tmp NAME           a new collection, which ends with the mount
+
+Options:
+  --read-write, --read-only  whether collections by UUID and new ones can be written to
+                             (default read-only)
+  --allow-other              let other users see it
+  --storage-classes A,B      for what is written (default: the cluster's)
+  --disk-cache               keep blocks on disk, in --disk-cache-dir DIR (default
+                             /var/cache/arvados/keep), or with
+  --ram-cache                in memory (default)
+  --file-cache SIZE          bytes of them, or for a disk also N%
+  --refresh-time SECONDS     how old what has a UUID may be (default 15)
+  --retries N                rounds over the Keep services after the first (default 10)
+  --crunchstat-interval S    write statistics to standard error (default 0: none)
+  --debug                    say more
+  --version                  print the version
+
+ARVADOS_API_HOST and ARVADOS_API_TOKEN say where the collections are.
+`
 
 // values are the options with one.
 var values = map[string]func(*Options, string) error{
 	"--mount-by-pdh": func(o *Options, v string) error { return o.addDir(Dir{Name: v}) },
 	"--mount-by-id":  func(o *Options, v string) error { return o.addDir(Dir{Name: v, ByUUID: true}) },
 	"--mount-tmp":    func(o *Options, v string) error { return o.addDir(Dir{Name: v, Tmp: true}) },
+	// Nothing here is bounded by the former, and names are bytes.
+	"--directory-cache": func(*Options, string) error { return nil },
+	"--encoding":        func(*Options, string) error { return nil },
+	"--subtype":         func(*Options, string) error { return nil },
 	"--storage-classes": func(o *Options, v string) error {
 		for c := range strings.SplitSeq(v, ",") {
 			if c = strings.TrimSpace(c); c != "" {

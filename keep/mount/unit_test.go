@@ -32,6 +32,10 @@ func TestParseArgs(t *testing.T) {
 		}),
 		"--unmount-timeout=8 --unmount /mnt": with(func(o *Options) { o.Mountpoint, o.Unmount, o.UnmountTimeout = "/mnt", true, 8*time.Second }),
 		"--version":                          with(func(o *Options) { o.Version = true }),
+		"-h":                                 with(func(o *Options) { o.Help = true }),
+		"-d --custom --encoding utf-8 --directory-cache=1 --foreground --mount-by-pdh x /m": with(func(o *Options) {
+			o.Mountpoint, o.Dirs, o.Debug = "/m", []Dir{{Name: "x"}}, true
+		}),
 		"--foreground --mount-by-pdh x --storage-classes a, /m": with(func(o *Options) {
 			o.Mountpoint, o.Dirs, o.StorageClasses = "/m", []Dir{{Name: "x"}}, []string{"a"}
 		}),
@@ -53,6 +57,8 @@ func TestParseArgs(t *testing.T) {
 		"--foreground --mount-by-pdh .. /mnt":  "not a directory name",
 		"--foreground --mount-by-pdh a --mount-by-id a /mnt":   "used twice",
 		"--foreground=yes /mnt":                                "--foreground takes no value",
+		"--foreground --mount-home home /mnt":                  "--mount-home is not supported: give --mount-by-id NAME; projects are NAME/UUID",
+		"--mount-by-id x /mnt --exec true":                     "--exec is not supported: run this program yourself",
 		"--foreground --wat /mnt":                              `unknown option "--wat"`,
 		"--foreground --wat=secret /mnt":                       `unknown option "--wat"`,
 		"--foreground --mount-by-pdh a /mnt /mnt2":             `unexpected argument "/mnt2"`,

@@ -44,12 +44,16 @@ func ConnectMount(ctx context.Context, opts mount.Options, cfg arvados.Config) (
 	if cache, ok := services.(*keep.ServiceCache); ok && len(known.Services) > 0 {
 		cache.Prime(known.Services)
 	}
+	retries := opts.Retries
+	if retries == 0 {
+		retries = -1 // for the client 0 is the default
+	}
 	config, err := cfg.TLS()
 	if err != nil {
 		return mount.Backend{}, err
 	}
 	client, err := keep.NewClient(paceKeep(keep.ClientConfig{
-		Services: services, Order: keep.MountProbeOrder, Token: cfg.Token, Retries: opts.Retries, RetryDelay: keepDelay, TLS: config,
+		Services: services, Order: keep.MountProbeOrder, Token: cfg.Token, Retries: retries, RetryDelay: keepDelay, TLS: config,
 		DefaultReplication: known.Replication, StorageClasses: opts.StorageClasses, DefaultStorageClasses: known.Classes,
 	}))
 	if err != nil {
