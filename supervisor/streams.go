@@ -87,7 +87,10 @@ func (r *run) openOutput(ctx context.Context, s *streams, name string) (*os.File
 	c := &outputCopy{from: ours, to: log, done: make(chan error, 1)}
 	s.out = append(s.out, c)
 	go func() {
-		if err := copyOutput(log, ours); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		err := copyOutput(log, ours)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			r.Log.Printf("%s is still open, in a process outside of the container; what that writes from now on is not saved", name)
+		} else if err != nil {
 			// Keep reading: the container must not be stopped by SIGPIPE, nor
 			// hang, because its log cannot be written.
 			_, _ = io.Copy(io.Discard, ours)
@@ -106,15 +109,23 @@ const (
 	pipeSize   = 1 << 20
 )
 
-// copyOutput is io.Copy with a larger buffer, which os.File would not use.
+// copyOutput copies a pipe to its end, or to what is in it at its read deadline,
+// which is the error then: the deadline may have passed while a Keep that was
+// slow took the last of the output.
 func copyOutput(to io.Writer, from *os.File) error {
 	buf := make([]byte, copyBuffer)
+	last := pipeSize // who still writes shall not go on for ever
 	for {
 		n, err := from.Read(buf)
+		if errors.Is(err, os.ErrDeadlineExceeded) && last > 0 {
+			n, err = readReady(from, buf)
+			last -= n
+		}
 		if n > 0 {
 			if _, err := to.Write(buf[:n]); err != nil {
 				return err
 			}
+			continue
 		}
 		if err == io.EOF {
 			return nil
@@ -123,6 +134,27 @@ func copyOutput(to io.Writer, from *os.File) error {
 			return err
 		}
 	}
+}
+
+// readReady reads what is in a pipe of which the read deadline has passed.
+func readReady(from *os.File, buf []byte) (n int, err error) {
+	conn, err := from.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var readErr error
+	if err := conn.Control(func(fd uintptr) { n, readErr = unix.Read(int(fd), buf) }); err != nil {
+		return 0, err
+	}
+	switch {
+	case errors.Is(readErr, unix.EAGAIN):
+		return 0, os.ErrDeadlineExceeded
+	case readErr != nil:
+		return 0, os.NewSyscallError("read", readErr)
+	case n == 0:
+		return 0, io.EOF
+	}
+	return n, nil
 }
 
 // finish waits for the end of the copy. When it takes too long although there is

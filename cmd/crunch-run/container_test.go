@@ -229,6 +229,40 @@ func TestAPIAccess(t *testing.T) {
 	}
 }
 
+// Who holds the container's output open from outside of it, a debugger on the node
+// for example, does not keep it from its end, nor what has been written out of the
+// log.
+func TestOutputHeldOpenFromOutside(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	c := startCluster(t, n)
+	uuid := c.submit(t, c.storeTools(t), sh(untilTold+"(sleep 1000 &) ; probe flood 5000; echo last"), nil)
+	p := c.supervise(t, n, uuid)
+	root := insideContainer(t, n)
+	var held *os.File
+	waitFor(t, "a process whose output can be opened", func() (ok bool) {
+		var err error
+		held, err = os.OpenFile(filepath.Dir(root)+"/fd/1", os.O_WRONLY, 0)
+		if err != nil {
+			root = insideContainer(t, n) // that was a short-lived one
+		}
+		return err == nil
+	})
+	defer held.Close()
+	if _, err := held.WriteString("from outside\n"); err != nil {
+		t.Fatal(err)
+	}
+	release(t, n)
+	record := c.finished(t, n, p, uuid, 0, arvados.StateComplete)
+	lines := strings.SplitAfter(stamped(t, c.log(t, record, "stdout.txt")), "\n")
+	if len(lines) != 5003 || lines[0] != "from outside\n" || lines[5001] != "last\n" {
+		t.Errorf("%d lines, the first %q", len(lines), lines[0])
+	}
+	if log := c.log(t, record, "crunch-run.txt"); !strings.Contains(log, "stdout is still open, in a process outside of the container") {
+		t.Errorf("the log does not say why it took long:\n%s", log)
+	}
+}
+
 // As many lines as a chatty program writes (CRUNCH_RUN_TEST_LONG=1: a gigabyte),
 // and one as long as it likes: all of
 // it is in the log, each line with one time stamp.
