@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/term"
 
+	"crunch-oci/arvados"
 	"crunch-oci/cmd/crunch-run/wire"
 	"crunch-oci/internal/mountns"
 	"crunch-oci/supervisor/config"
@@ -20,7 +21,8 @@ import (
 const checkUsage = `Usage: crunch-run check [--json] [--timeout DURATION]
 
 Tells whether this node can run containers, by trying what that needs, and what to
-do about what is wrong. Shows the settings in force. Nothing is left behind.
+do about what is wrong. Shows the settings in force. Nothing is left behind. The
+clock is compared with the cluster's if ARVADOS_API_HOST is known.
 
 Options:
   --json              one JSON object instead of a table
@@ -73,9 +75,14 @@ func checkNode(patience time.Duration) *nodecheck.Report {
 		}
 	}
 	site, err := config.Load(config.Sources{Lookup: os.LookupEnv, Environ: os.Environ()})
-	return wire.Check(context.Background(), nodecheck.Options{
+	options := nodecheck.Options{
 		Version: programVersion(), Site: site, SiteErr: err, TempDir: config.TakeEnvironment().TempDir, Patience: patience,
-	})
+	}
+	// What is wrong with these settings is the supervisor's to say.
+	if cluster, _ := arvados.ConfigFromEnv(os.LookupEnv); cluster.Host != "" {
+		options.ClockOffset = func(ctx context.Context) (time.Duration, error) { return arvados.ClockOffset(ctx, cluster.Host) }
+	}
+	return wire.Check(context.Background(), options)
 }
 
 // wantsColour tells whether somebody reads the output on a terminal that shows

@@ -3,11 +3,14 @@ package main_test
 import (
 	"encoding/json"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -139,6 +142,52 @@ func TestCheckLacking(t *testing.T) {
 			}
 			if got := r.find(c.area, c.level); !strings.Contains(got, c.text) || !strings.Contains(got, c.advice) {
 				t.Errorf("%s: %q, want %q and %q; all: %+v", c.area, got, c.text, c.advice, r.Findings)
+			}
+			if (code == 0) != c.fit {
+				t.Errorf("exit code %d: %+v", code, r.Findings)
+			}
+		})
+	}
+}
+
+// The node's clock is compared with the API server's, if one is known, as far as it
+// answers at all.
+func TestCheckClock(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	for name, c := range map[string]struct {
+		offset       time.Duration // of the server's clock
+		date         string        // what it says instead of a date
+		level        string
+		text, advice string
+		fit          bool
+	}{
+		"right":         {level: "warning", fit: true, advice: "chrony"}, // kept right by nobody, perhaps
+		"an hour ahead": {offset: -time.Hour, level: "failure", text: "1h0m0s ahead of the cluster's clock", advice: "set the clock"},
+		"a year behind": {offset: 366 * 24 * time.Hour, level: "failure", text: "behind the cluster's clock", advice: "set the clock"},
+		"a little":      {offset: -time.Minute, level: "warning", text: "ahead of the cluster's clock", advice: "chrony", fit: true},
+		"no date":       {date: "yesterday", level: "warning", text: "is not compared", advice: "ARVADOS_API_HOST", fit: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.Header.Get("Authorization") != "" {
+					t.Error("a token is sent to a server whose certificate is not checked")
+				}
+				date := time.Now().Add(c.offset).UTC().Format(http.TimeFormat)
+				if c.date != "" {
+					date = c.date
+				}
+				w.Header().Set("Date", date)
+			}))
+			defer server.Close()
+			r, code := n.checkIn(t, "true", "CRUNCH_RUN_NETWORK=host", "ARVADOS_API_HOST="+strings.TrimPrefix(server.URL, "https://"), "ARVADOS_API_TOKEN=secret")
+			got := r.find("clock", c.level)
+			if name == "right" {
+				if got+r.find("clock", "failure") != "" && strings.Contains(got, "the cluster's clock") {
+					t.Errorf("a right clock is called wrong: %q", got)
+				}
+			} else if !strings.Contains(got, c.text) || !strings.Contains(got, c.advice) {
+				t.Errorf("%q, want %q and %q", got, c.text, c.advice)
 			}
 			if (code == 0) != c.fit {
 				t.Errorf("exit code %d: %+v", code, r.Findings)

@@ -3,6 +3,7 @@ package nodecheck
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"time"
@@ -52,6 +53,9 @@ func clock(c *checker) {
 		c.fail("set the clock, and run a time service such as chrony", "it is %s: certificates and signatures will be refused", now.UTC().Format(time.RFC3339))
 		return
 	}
+	if c.ClockOffset != nil && !clockOfCluster(c, now) {
+		return
+	}
 	var x unix.Timex
 	state, err := unix.Adjtimex(&x)
 	switch {
@@ -62,6 +66,43 @@ func clock(c *checker) {
 	default:
 		c.ok("%s, kept right", now.UTC().Format(time.RFC3339))
 	}
+}
+
+// Differences between the node's clock and the cluster's that users see in time
+// stamps, and with which certificates and signatures are at stake.
+const (
+	slightOffset = 10 * time.Second
+	wrongOffset  = 5 * time.Minute
+)
+
+// clockPatience leaves the whole its two seconds.
+const clockPatience = time.Second
+
+// clockOfCluster compares the clock with the cluster's, and tells whether there is
+// nothing wrong with it.
+func clockOfCluster(c *checker, now time.Time) bool {
+	ctx, cancel := context.WithTimeout(c.ctx, clockPatience)
+	defer cancel()
+	offset, err := c.ClockOffset(ctx)
+	if err != nil {
+		c.warn("see whether ARVADOS_API_HOST can be reached from this node", "the clock is not compared with the cluster's: %v", err)
+		return true
+	}
+	direction := "ahead of"
+	if offset < 0 {
+		direction = "behind"
+	}
+	size := offset.Abs().Round(time.Second)
+	text := fmt.Sprintf("%s is %s %s the cluster's clock", now.UTC().Format(time.RFC3339), size, direction)
+	switch {
+	case size >= wrongOffset:
+		c.fail("set the clock, and run a time service such as chrony", "%s: certificates and signatures may be refused", text)
+	case size >= slightOffset:
+		c.warn("run a time service such as chrony", "%s", text)
+	default:
+		return true
+	}
+	return false
 }
 
 // settings says whether they can be used; the list of them is the report's.

@@ -35,6 +35,9 @@ type Options struct {
 	// GPUs describes the GPUs that containers can get, a line for each kind; the
 	// error says what is wrong with others. Nil: they are not looked for.
 	GPUs func(ctx context.Context) (kinds []string, err error)
+	// ClockOffset is how far the node's clock is ahead of the cluster's. Nil: no
+	// cluster is known.
+	ClockOffset func(ctx context.Context) (time.Duration, error)
 }
 
 // DefaultPatience keeps the whole below two seconds, on a node whose disks
