@@ -119,10 +119,19 @@ func TestBadRequests(t *testing.T) {
 	}{
 		{"cwd is a file", func(r *oci.Request) { r.Cwd = "/etc/passwd" }, `working directory "/etc/passwd": /etc/passwd is not a directory`},
 		{"cwd below a file", func(r *oci.Request) { r.Cwd = "/etc/passwd/sub" }, "/etc/passwd is not a directory"},
+		{"cwd is a link that leads nowhere", func(r *oci.Request) { link(r.RootfsPath, "/no/where", "nowhere"); r.Cwd = "/nowhere" }, "/nowhere is a link that leads nowhere"},
+		{"cwd below a link that leads nowhere", func(r *oci.Request) { link(r.RootfsPath, "/no/where", "nowhere"); r.Cwd = "/nowhere/a/b" }, "/nowhere is a link that leads nowhere"},
+		{"cwd is a link to itself", func(r *oci.Request) { link(r.RootfsPath, "loop", "loop"); r.Cwd = "/loop" }, `working directory "/loop"`},
+		{"cwd has too long a name", func(r *oci.Request) { r.Cwd = "/" + strings.Repeat("x", 300) }, "file name too long"},
+		{"cwd in the kernel's files", func(r *oci.Request) { r.Cwd = "/sys/new/dir" }, `working directory "/sys/new/dir": /sys/new cannot be made`},
+		{"cwd below a read-only mount", func(r *oci.Request) {
+			r.Mounts = []oci.Mount{{Source: os.TempDir(), Target: "/in", ReadOnly: true}}
+			r.Cwd = "/in/new/dir"
+		}, "/in/new cannot be made"},
 		{"cwd with NUL", func(r *oci.Request) { r.Cwd = "/a\x00b" }, "NUL"},
 		{"unknown user", func(r *oci.Request) { r.User = "nobody-here" }, `user "nobody-here" is not in the image's /etc/passwd`},
 		{"unknown group", func(r *oci.Request) { r.Image.User = "alice:nogroup" }, `group "nogroup"`},
-		{"uid too large", func(r *oci.Request) { r.User = "4294967295" }, "4294967295"},
+		{"uid too large", func(r *oci.Request) { r.User = "4294967295" }, "numbers of accounts go to 2147483647"},
 		{"no command", func(r *oci.Request) { r.Command = nil }, "no command"},
 		{"empty command word", func(r *oci.Request) { r.Command = []string{""} }, "no command"},
 		{"argument with NUL", func(r *oci.Request) { r.Command = []string{"echo", "a\x00"} }, "NUL"},

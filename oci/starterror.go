@@ -53,7 +53,15 @@ func StartAdvice(text, command string) string {
 	return fmt.Sprintf("Possible causes: command %q is missing, the interpreter given in #! is missing, or script has Windows line endings.", command)
 }
 
-var mkdirFailed = regexp.MustCompile(`mkdir (/.*): not a directory`)
+// mkdirFailed finds a working directory that cannot be made because of its name, or
+// of what the image or a mount has at its place; not because the disk is full.
+var mkdirFailed = regexp.MustCompile(`(?s)mkdir (/.*): (not a directory|file exists|file name too long|too many levels of symbolic links|no such file or directory|read-only file system|permission denied|operation not permitted)$`)
+
+// mkdirReasons say it in other words than mkdir(2), where these mislead.
+var mkdirReasons = map[string]string{
+	"not a directory": "is not a directory",
+	"file exists":     "is a link that leads nowhere",
+}
 
 // explain turns the text of a failed set-up, which is all that comes back from
 // the container's init, into an error callers can decide on.
@@ -64,7 +72,11 @@ func explain(err error, p *specs.Process) error {
 		return &StartError{Command: p.Args[0], Reason: "exec: " + strconv.Quote(p.Args[0]) + ": " + reason}
 	}
 	if m := mkdirFailed.FindStringSubmatch(text); m != nil && within(p.Cwd, m[1]) {
-		return badRequest("working directory %q: %s is not a directory: %w", p.Cwd, m[1], err)
+		reason, ok := mkdirReasons[m[2]]
+		if !ok {
+			reason = "cannot be made"
+		}
+		return badRequest("working directory %q: %s %s: %w", p.Cwd, m[1], reason, err)
 	}
 	if strings.Contains(text, "chdir to cwd") {
 		return badRequest("working directory %q cannot be used: %w", p.Cwd, err)

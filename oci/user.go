@@ -31,10 +31,15 @@ type unknownAccountError struct {
 }
 
 func (e *unknownAccountError) Error() string {
+	kind, file := "user", "/etc/passwd"
 	if e.group {
-		return fmt.Sprintf("group %q is not in the image's /etc/group", e.name)
+		kind, file = "group", "/etc/group"
 	}
-	return fmt.Sprintf("user %q is not in the image's /etc/passwd", e.name)
+	text := fmt.Sprintf("%s %q is not in the image's %s", kind, e.name, file)
+	if strings.Trim(e.name, "0123456789") == "" {
+		text += fmt.Sprintf(", and numbers of accounts go to %d", math.MaxInt32)
+	}
+	return text
 }
 
 // Is makes it an error of the request.
