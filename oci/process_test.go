@@ -71,6 +71,7 @@ func TestEntrypoint(t *testing.T) {
 	}{
 		{"entrypoint and command", []string{"echo", "e"}, []string{"default"}, []string{"c"}, "e c\n"},
 		{"entrypoint and image's CMD", []string{"echo", "e"}, []string{"default"}, nil, "e default\n"},
+		{"empty entrypoint", []string{""}, []string{"default"}, []string{"echo", "c"}, "c\n"},
 		{"command alone", nil, []string{"default"}, []string{"echo", "c"}, "c\n"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -111,7 +112,10 @@ func TestWorkingDirectory(t *testing.T) {
 // What is wrong with the request is told apart from what is wrong with the
 // node, and says what.
 func TestBadRequests(t *testing.T) {
-	link := func(root, to, name string) { must(t, os.Symlink(to, filepath.Join(root, name))) }
+	link := func(root, to, name string) {
+		must(t, os.RemoveAll(filepath.Join(root, name)))
+		must(t, os.Symlink(to, filepath.Join(root, name)))
+	}
 	for _, tc := range []struct {
 		name string
 		edit func(*oci.Request)
@@ -156,6 +160,11 @@ func TestBadRequests(t *testing.T) {
 			link(r.RootfsPath, "loop", "loop")
 			r.Mounts = []oci.Mount{{Source: os.TempDir(), Target: "/loop/x"}}
 		}, "the image's files are in the way"},
+		{"image's file in place of /proc", func(r *oci.Request) {
+			must(t, os.RemoveAll(filepath.Join(r.RootfsPath, "proc")))
+			write(t, filepath.Join(r.RootfsPath, "proc"), "x")
+		}, "the image's files are in the way"},
+		{"image's link in place of /sys", func(r *oci.Request) { link(r.RootfsPath, "etc", "sys") }, "the image's files are in the way"},
 		{"host name with a space", func(r *oci.Request) { r.Hostname = "a b" }, "host name"},
 		{"long host name", func(r *oci.Request) { r.Hostname = strings.Repeat("a", 65) }, "64"},
 	} {

@@ -16,6 +16,10 @@ func withArgs(entrypoint, cmd, command []string) Edit {
 		if len(command) == 0 {
 			command = cmd
 		}
+		// Docker's way to say in an image that there is none.
+		if len(entrypoint) == 1 && entrypoint[0] == "" {
+			entrypoint = nil
+		}
 		args := slices.Concat(entrypoint, command)
 		if len(args) == 0 || args[0] == "" {
 			return badRequest("no command: the request names none, and the image has no default")

@@ -91,4 +91,4 @@ func explain(err error, p *specs.Process) error {
 // place, and not because of the node: there the source is missing, or the kernel
 // says no. A mount point that cannot be made because something is missing, although
 // its parents were made before, lies behind a link into /proc or /sys.
-var mountRefused = regexp.MustCompile(`to rootfs at "([^"]*)".*(create mountpoint for .*: no such file or directory|inside /proc|not a directory|is a directory|too many levels of symbolic links|file exists)$`)
+var mountRefused = regexp.MustCompile(`to rootfs at "([^"]*)".*(create mountpoint for .*: no such file or directory|inside /proc|not a directory|is a directory|too many levels of symbolic links|file exists|must be mounted on ordinary directory)$`)
