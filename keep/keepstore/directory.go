@@ -68,7 +68,7 @@ func (d *directory) lock() func() {
 func (d *directory) open(hash string, flag int) (*os.File, int64, error) {
 	f, err := os.OpenFile(d.path(hash), flag|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if err != nil {
-		return nil, 0, err
+		return nil, 0, d.absent(err)
 	}
 	fi, err := f.Stat()
 	switch {
@@ -82,6 +82,17 @@ func (d *directory) open(hash string, flag int) (*os.File, int64, error) {
 	}
 	f.Close()
 	return nil, 0, err
+}
+
+// absent makes fs.ErrNotExist another error if the whole volume is not there: its
+// blocks are not lost, and nobody must take them for that.
+func (d *directory) absent(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(d.root); err != nil {
+			return fmt.Errorf("%w: %v", errUnavailable, err)
+		}
+	}
+	return err
 }
 
 // hashBuffers are for reading files; 256 KiB is where larger buffers stop to

@@ -35,7 +35,7 @@ func (d *directory) index(ctx context.Context, prefix string, fn func(entry) err
 func (d *directory) walk(ctx context.Context, prefix string, fn func(dir, name string) error) error {
 	dirs, err := os.ReadDir(d.root)
 	if err != nil {
-		return err
+		return d.absent(err)
 	}
 	for _, e := range dirs {
 		n := e.Name()

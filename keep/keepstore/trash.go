@@ -55,7 +55,7 @@ func (d *directory) untrash(_ context.Context, hash string) error {
 			return err
 		}
 	}
-	return fs.ErrNotExist
+	return d.absent(fs.ErrNotExist)
 }
 
 // renameNew renames a file unless there is one with that name, which is

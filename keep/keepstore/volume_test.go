@@ -159,6 +159,32 @@ func TestReadOnlyVolume(t *testing.T) {
 }
 
 // PUT of a block that is there makes it as new as a written one.
+// Where the volume's directory is gone nobody hears that blocks do not exist.
+func TestVolumeGone(t *testing.T) {
+	c := start(t, nil)
+	foo := []byte("foo")
+	signed := c.put(foo)
+	hash := md5hex(foo)
+	root := c.cfg.Volumes[0].Root
+	if err := os.Rename(root, root+".away"); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range [][2]string{{"GET", "/" + signed}, {"HEAD", "/" + signed}, {"PUT", "/" + hash}, {"GET", "/index"},
+		{"TOUCH", "/" + hash}, {"DELETE", "/" + hash}, {"PUT", "/untrash/" + hash}} {
+		token := rootToken
+		if strings.Contains(r[1], "+") {
+			token = userToken
+		}
+		if got := c.do(r[0], r[1], token, foo); got.status != 503 {
+			t.Errorf("%s %s: %d %s", r[0], r[1], got.status, got.body)
+		}
+	}
+	if err := os.Rename(root+".away", root); err != nil {
+		t.Fatal(err)
+	}
+	c.want(c.do("GET", "/"+signed, userToken, nil), 200, "foo")
+}
+
 func TestRefresh(t *testing.T) {
 	c := start(t, nil)
 	foo := []byte("foo")
