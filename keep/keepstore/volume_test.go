@@ -158,7 +158,6 @@ func TestReadOnlyVolume(t *testing.T) {
 	c.want(c.do("TOUCH", "/"+md5hex(foo), rootToken, nil), 404, "file does not exist\n")
 }
 
-// PUT of a block that is there makes it as new as a written one.
 // Where the volume's directory is gone nobody hears that blocks do not exist.
 func TestVolumeGone(t *testing.T) {
 	c := start(t, nil)
@@ -185,6 +184,7 @@ func TestVolumeGone(t *testing.T) {
 	c.want(c.do("GET", "/"+signed, userToken, nil), 200, "foo")
 }
 
+// PUT of a block that is there makes it as new as a written one.
 func TestRefresh(t *testing.T) {
 	c := start(t, nil)
 	foo := []byte("foo")

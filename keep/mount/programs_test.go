@@ -48,7 +48,9 @@ func filesBelow(t *testing.T, dir string) map[string]string {
 // Programs that do more than read and write get on with a new collection, and
 // what they made is in Keep.
 func TestPrograms(t *testing.T) {
-	w, dir := mountTmp(t)
+	w := newWorld(t)
+	w.mount("--mount-tmp", "tmp0", "--mount-tmp", "tmp1")
+	dir := w.path("tmp0")
 	src := t.TempDir()
 	must(t, os.MkdirAll(src+"/deep/er", 0o755))
 	for name, data := range map[string][]byte{
@@ -120,6 +122,22 @@ print("done", [n for n in os.listdir(".") if n.startswith("tmp")])
 		if out != "done []\n" {
 			t.Errorf("%q", out)
 		}
+	})
+	t.Run("others", func(t *testing.T) {
+		shell(t, dir, `seq 50000 >in; sort -R in >mixed; sort -n -S 100k -T . mixed -o mixed; cmp in mixed; split -n 7 in part.; cat part.* | cmp - in
+			gzip -k in; gunzip -c in.gz | cmp - in
+			sed -i s/7/x/ mixed; test $(grep -c x mixed) -gt 10000; install -m 755 -D in i/j/k; cmp in i/j/k
+			dd if=in of=direct bs=64k oflag=direct status=none; cmp in direct; dd if=in of=synced bs=4k oflag=sync status=none; cmp in synced
+			truncate -s 5M hole; dd if=in of=hole bs=4k seek=1000 conv=notrunc status=none; tar -cSf h.tar hole; mkdir h; tar -C h -xSf h.tar; cmp hole h/hole
+			mkdir x
+			printf 'Package: x\nVersion: 1\nArchitecture: all\nMaintainer: x <x@y>\nDescription: x\n' >"$1/control"
+			mkdir -p "$1/x/DEBIAN" "$1/x/usr"; mv "$1/control" "$1/x/DEBIAN"; cp in "$1/x/usr"; dpkg-deb -b "$1/x" x.deb >/dev/null; dpkg-deb -x x.deb x; cmp in x/usr/in
+			flock lock sh -c 'if flock -n lock true; then exit 1; fi'
+			for i in 1 2 3 4; do (for j in $(seq 100); do echo "$i" >>log; done) & done; wait; test $(wc -l <log) = 400
+			rm -r in* mixed part.* direct synced hole h h.tar i x x.deb lock log`, t.TempDir())
+	})
+	t.Run("two collections", func(t *testing.T) {
+		shell(t, dir, `mkdir -p m/d; echo f >m/d/f; mv m ../tmp1/; test ! -e m; test "$(cat ../tmp1/m/d/f)" = f; mv ../tmp1/m/d/f .; test "$(cat f)" = f; rm f`)
 	})
 	c := w.saved(dir)
 	for _, name := range []string{"again", "untar"} {
