@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -40,7 +41,11 @@ type Server struct {
 	Dir    string // of the bucket
 	Client *minio.Client
 
-	t testing.TB
+	t       testing.TB
+	command func() *exec.Cmd
+	mu      sync.Mutex
+	cmd     *exec.Cmd // protected by mu; nil: killed
+	said    bytes.Buffer
 	// spoil sees each request first; what it answers is not passed on.
 	spoil atomic.Pointer[func(w http.ResponseWriter, r *http.Request) (handled bool)]
 }
@@ -65,24 +70,16 @@ func Start(t testing.TB, root string) *Server {
 		}
 	}
 	socket := filepath.Join(base, "s")
-	cmd := exec.Command(strings.TrimSpace(string(out)), "--port", socket, "--access", Key, "--secret", Secret, "--quiet",
-		"posix", "--sidecar", filepath.Join(base, "meta"), filepath.Join(base, "data"))
-	var said bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &said, &said
-	cmd.Env = []string{"HOME=" + base, "GOMAXPROCS=2"}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	forkthread.Do(func() { err = cmd.Start() })
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		if t.Failed() && said.Len() > 0 {
-			t.Logf("versitygw: %s", said.String())
-		}
-	})
-	s := &Server{t: t, Dir: filepath.Join(base, "data", Bucket)}
+	s := &Server{t: t, Dir: filepath.Join(base, "data", Bucket), command: func() *exec.Cmd {
+		cmd := exec.Command(strings.TrimSpace(string(out)), "--port", socket, "--access", Key, "--secret", Secret, "--quiet",
+			"posix", "--sidecar", filepath.Join(base, "meta"), filepath.Join(base, "data"))
+		cmd.Env = []string{"HOME=" + base, "GOMAXPROCS=2"}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		_ = os.Remove(socket) // of one that was killed
+		return cmd
+	}}
+	s.run()
+	t.Cleanup(s.Kill)
 	transport := &http.Transport{DisableKeepAlives: true, DisableCompression: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
 	}}
@@ -110,14 +107,60 @@ func Start(t testing.TB, root string) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.await(func() error {
+		return s.Client.MakeBucket(context.Background(), Bucket, minio.MakeBucketOptions{})
+	})
+	return s
+}
+
+func (s *Server) await(ready func() error) {
+	s.t.Helper()
 	for start := time.Now(); ; time.Sleep(10 * time.Millisecond) {
-		if err = s.Client.MakeBucket(context.Background(), Bucket, minio.MakeBucketOptions{}); err == nil {
-			return s
+		err := ready()
+		if err == nil {
+			return
 		}
 		if time.Since(start) > time.Minute {
-			t.Fatalf("versitygw: %v\n%s", err, said.String())
+			s.Kill()
+			s.t.Fatalf("versitygw: %v\n%s", err, s.said.String())
 		}
 	}
+}
+
+func (s *Server) run() {
+	s.t.Helper()
+	s.cmd = s.command()
+	s.cmd.Stdout, s.cmd.Stderr = &s.said, &s.said
+	var err error
+	forkthread.Do(func() { err = s.cmd.Start() })
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// Kill ends the program in whatever it is doing. Requests are answered 502 then.
+func (s *Server) Kill() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cmd == nil {
+		return
+	}
+	_ = s.cmd.Process.Kill()
+	_ = s.cmd.Wait()
+	s.cmd = nil
+	if s.t.Failed() && s.said.Len() > 0 {
+		s.t.Logf("versitygw: %s", s.said.String())
+	}
+}
+
+// Restart starts the program again after Kill.
+func (s *Server) Restart() {
+	s.t.Helper()
+	s.run()
+	s.await(func() error {
+		_, err := s.Client.BucketExists(context.Background(), Bucket)
+		return err
+	})
 }
 
 // Fail lets f see each request first, until it is nil; what f answers is not
