@@ -165,11 +165,14 @@ func (u *use) close() { _ = u.dir.Close() }
 var errStale = errors.New("layer may not have survived the last reboot")
 
 // use takes a layer into use. It fails with os.ErrNotExist where there is none,
-// with errStale where there is one that is not to be believed.
+// with errStale where there is one that is not to be believed, or no directory.
 func (s *Store) use(id string) (*use, error) {
 	// Who holds an exclusive lock here renames the directory at once, or was
 	// only looking whether anybody uses it.
 	dir, err := lockDir(s.layerPath(id), unix.LOCK_SH)
+	if errors.Is(err, unix.ENOTDIR) {
+		return nil, errStale
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -227,7 +227,27 @@ func TestReboot(t *testing.T) {
 	}
 }
 
-// A damaged record, state or facts file is as good as none.
+// A layer whose facts are damaged is unpacked again for the next image that
+// shares it, unless a container has it.
+func TestDamagedFacts(t *testing.T) {
+	base := Tar(t, File("a", "1"))
+	one, two := imagetest.Image{Layers: [][]byte{base}}, imagetest.Image{Layers: [][]byte{base, Tar(t, File("b", "2"))}}
+	for _, content := range []string{"", "[", "\x00"} {
+		s := openStore(t, t.TempDir())
+		held := unpack(t, s, one)
+		if err := os.WriteFile(filepath.Join(s.layerPath(one.DiffIDs()[0].Encoded()), "facts.json"), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		open := opener(Tar(t, imagetest.Docker25(two)...), archive.Options{WantID: two.ID()})
+		if _, err := s.Unpack(t.Context(), Key{ID: two.ID()}, open, nil); err == nil || !strings.Contains(err.Error(), "damaged") || !strings.Contains(err.Error(), "in use") {
+			t.Errorf("facts %q, in use: %v", content, err)
+		}
+		held.Close()
+		unpack(t, s, two).Close()
+	}
+}
+
+// A damaged record or state file is as good as none.
 func TestDamagedBookkeeping(t *testing.T) {
 	m := imagetest.Image{Layers: [][]byte{Tar(t, File("a", "1"))}}
 	for _, file := range []string{"images/" + m.ID()[7:] + ".json", "layers/" + m.DiffIDs()[0].Encoded() + "/state.json"} {

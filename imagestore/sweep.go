@@ -134,6 +134,13 @@ func (s *Store) takeOut(id string, stale bool) (old string, err error) {
 	if errors.Is(err, os.ErrNotExist) {
 		return "", nil
 	}
+	if errors.Is(err, unix.ENOTDIR) {
+		// Nothing that this store has made, and in the way of what it will make.
+		if err := unix.Unlink(path); err != nil && err != unix.ENOENT {
+			return "", &os.PathError{Op: "unlink", Path: path, Err: err}
+		}
+		return "", nil
+	}
 	if err != nil {
 		return "", err
 	}

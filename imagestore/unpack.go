@@ -157,11 +157,23 @@ func distinct(in []archive.Layer) []archive.Layer {
 	return out
 }
 
-// layer gives a layer in use, unpacking it if nobody has.
+// layer gives a layer in use, unpacking it if nobody has, or if it is not known
+// any more how it fits with others.
 func (s *Store) layer(ctx context.Context, l archive.Layer, p *meter) (*use, error) {
-	return s.ensure(ctx, l.DiffID.Encoded(), p.wait, func(c *claim) error {
-		return s.unpackLayer(ctx, c, l, p)
-	})
+	fill := func(c *claim) error { return s.unpackLayer(ctx, c, l, p) }
+	u, err := s.ensure(ctx, l.DiffID.Encoded(), p.wait, fill)
+	if err != nil {
+		return nil, err
+	}
+	_, damage := s.readFacts(u.id)
+	if damage == nil {
+		return u, nil
+	}
+	u.close()
+	if err := s.discard(u.id, false); err != nil {
+		return nil, fmt.Errorf("image store: the layer is damaged (%w) and in use; run crunch-run image verify --remove when no container has it: %w", damage, err)
+	}
+	return s.ensure(ctx, l.DiffID.Encoded(), p.wait, fill)
 }
 
 // ensure gives the layer directory id in use. If there is none, fill is called

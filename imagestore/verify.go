@@ -61,7 +61,12 @@ func (s *Store) Verify(ctx context.Context, layer string) ([]Damage, error) {
 	}
 	// Written after the last file, before the layer got its name.
 	v.unpacked = time.Unix(st.Ctim.Unix())
-	root, err := os.OpenRoot(filepath.Join(s.layerPath(layer), "fs"))
+	files := filepath.Join(s.layerPath(layer), "fs")
+	if info, err := os.Lstat(files); err == nil && !info.IsDir() {
+		v.found("", "fs is no directory") // opening a pipe would wait
+		return v.damage, nil
+	}
+	root, err := os.OpenRoot(files)
 	if err != nil {
 		v.found("", err.Error())
 		return v.damage, nil
