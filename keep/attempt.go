@@ -5,13 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
 	"regexp"
 	"strings"
-	"sync"
 )
 
 // ServiceError is how an attempt at one Keep service failed.
@@ -63,7 +61,7 @@ type attempt struct {
 	service Service
 	path    string
 	header  http.Header
-	body    []byte
+	body    content // nil: none
 	round   round
 }
 
@@ -79,7 +77,7 @@ func (c *Client) do(ctx context.Context, a attempt, read func(*http.Response) er
 		idle = c.cfg.IdleTimeout
 	}
 	ctx, dog := newWatchdog(ctx, idle)
-	var sent sentBodies
+	sent := sentBodies{content: a.body, dog: dog}
 	defer func() {
 		// The transport may go on reading a body after it has returned the
 		// reply, until it hears that the request has ended.
@@ -89,13 +87,16 @@ func (c *Client) do(ctx context.Context, a attempt, read func(*http.Response) er
 	fail := func(err error) *ServiceError {
 		return &ServiceError{URL: a.service.URL, Err: c.cause(ctx, err)}
 	}
-	resp, reused, err := c.send(ctx, client, a, &sent, dog)
-	if err != nil && reused && ctx.Err() == nil {
+	resp, reused, err := c.send(ctx, client, a, &sent)
+	if err != nil && reused && ctx.Err() == nil && sent.err() == nil {
 		// Most likely the server had closed the connection while it was in the
 		// pool, which says nothing about the server. The transport itself
 		// repeats only requests of which it has sent nothing yet.
 		client.CloseIdleConnections()
-		resp, _, err = c.send(ctx, client, a, &sent, dog)
+		resp, _, err = c.send(ctx, client, a, &sent)
+	}
+	if sent.err() != nil {
+		return &ServiceError{URL: a.service.URL, Err: sent.err()}
 	}
 	if err != nil {
 		if ctx.Err() == nil {
@@ -132,7 +133,7 @@ func (c *Client) servicesMayHaveMoved() {
 
 // send sends the request once and tells whether it went over a connection that
 // had been used before.
-func (c *Client) send(ctx context.Context, client *http.Client, a attempt, sent *sentBodies, dog *watchdog) (resp *http.Response, reused bool, err error) {
+func (c *Client) send(ctx context.Context, client *http.Client, a attempt, sent *sentBodies) (resp *http.Response, reused bool, err error) {
 	ctx = context.WithValue(ctx, roundKey{}, a.round.number)
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		GotConn: func(info httptrace.GotConnInfo) { reused = info.Reused },
@@ -146,9 +147,9 @@ func (c *Client) send(ctx context.Context, client *http.Client, a attempt, sent 
 	}
 	req.Header.Set("Authorization", "Bearer "+c.cfg.Token)
 	req.Header.Set("X-Request-Id", c.cfg.RequestID())
-	if len(a.body) > 0 {
-		req.ContentLength = int64(len(a.body))
-		req.Body = sent.reader(a.body, dog)
+	if a.body != nil && a.body.Size() > 0 {
+		req.ContentLength = a.body.Size()
+		req.Body = sent.reader()
 	}
 	resp, err = client.Do(req)
 	return resp, reused, err
@@ -180,48 +181,6 @@ func (c *Client) redact(s string) string {
 		s = strings.ReplaceAll(s, parts[2], "[token]")
 	}
 	return signatureHint.ReplaceAllString(s, "+$1...")
-}
-
-// sentBodies counts the request bodies that the transport still holds.
-type sentBodies struct{ open sync.WaitGroup }
-
-func (s *sentBodies) reader(data []byte, dog *watchdog) io.ReadCloser {
-	s.open.Add(1)
-	return &sentBody{data: data, dog: dog, closed: s.open.Done}
-}
-
-// sentBody is a request body that does not touch its data once it is closed.
-type sentBody struct {
-	dog *watchdog
-
-	mu     sync.Mutex // the transport may close while it reads
-	data   []byte
-	closed func() // nil once called
-}
-
-func (b *sentBody) Read(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.closed == nil {
-		return 0, fs.ErrClosed
-	}
-	if len(b.data) == 0 {
-		return 0, io.EOF
-	}
-	n := copy(p, b.data)
-	b.data = b.data[n:]
-	b.dog.progress(n)
-	return n, nil
-}
-
-func (b *sentBody) Close() error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.closed != nil {
-		b.closed()
-		b.closed, b.data = nil, nil
-	}
-	return nil
 }
 
 type progressReader struct {

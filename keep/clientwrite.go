@@ -69,10 +69,26 @@ func (c *Client) WriteBlock(ctx context.Context, data []byte, opts WriteOptions)
 		return Locator{}, ErrBlockTooBig
 	}
 	sum := md5.Sum(data)
+	return c.write(ctx, hex.EncodeToString(sum[:]), memory(data), opts)
+}
+
+// WritePart is WriteBlock for a part of a file whose MD5 is known. The part is
+// not held in memory: each service is sent what is in the file by then, so that
+// it refuses the block if that is not what it was. The caller then has to look
+// whether the file has changed. If the part cannot be read, the error is that
+// of reading.
+func (c *Client) WritePart(ctx context.Context, hash string, part FilePart, opts WriteOptions) (Locator, error) {
+	if part.Length > MaxBlockSize {
+		return Locator{}, ErrBlockTooBig
+	}
+	return c.write(ctx, hash, part, opts)
+}
+
+func (c *Client) write(ctx context.Context, hash string, body content, opts WriteOptions) (Locator, error) {
 	w := blockWrite{
 		c:      c,
-		data:   data,
-		hash:   hex.EncodeToString(sum[:]),
+		body:   body,
+		hash:   hash,
 		wanted: opts.Replication,
 		failed: make(map[string]*ServiceError),
 		stored: make(map[string]bool),
@@ -98,11 +114,13 @@ func (c *Client) WriteBlock(ctx context.Context, data []byte, opts WriteOptions)
 		writable = writable || len(services) > 0
 		r.services = services
 		retry := w.round(ctx, r)
-		return w.done() || len(services) > 0 && !retry
+		return w.done() || w.unread != nil || len(services) > 0 && !retry
 	})
 	switch {
 	case w.done():
 		return w.loc, nil
+	case w.unread != nil:
+		return Locator{}, fmt.Errorf("write block %s: %w", w.hash, w.unread)
 	case err != nil:
 		return Locator{}, fmt.Errorf("write block %s: %w", w.hash, err)
 	case !writable:
@@ -113,9 +131,10 @@ func (c *Client) WriteBlock(ctx context.Context, data []byte, opts WriteOptions)
 
 // blockWrite is the state of one WriteBlock, used by one goroutine.
 type blockWrite struct {
-	c    *Client
-	data []byte
-	hash string
+	c      *Client
+	body   content
+	hash   string
+	unread error // why body could not be read, which ends the write
 
 	wanted  int
 	copies  int
@@ -191,7 +210,7 @@ func (w *blockWrite) round(ctx context.Context, r round) (retry bool) {
 		if !allDisks(r.services) {
 			parallel = 1
 		}
-		for !w.done() && ctx.Err() == nil && active < parallel && len(todo) > 0 {
+		for !w.done() && w.unread == nil && ctx.Err() == nil && active < parallel && len(todo) > 0 {
 			s := todo[0]
 			todo = todo[1:]
 			active++
@@ -207,7 +226,7 @@ func (w *blockWrite) round(ctx context.Context, r round) (retry bool) {
 			w.note(res)
 			retry = retry || res.err != nil && res.err.writeTemporary()
 		}
-		if w.done() {
+		if w.done() || w.unread != nil {
 			// What is still on its way would be one copy too many.
 			cancel()
 		}
@@ -216,6 +235,10 @@ func (w *blockWrite) round(ctx context.Context, r round) (retry bool) {
 
 // note counts the outcome of one PUT.
 func (w *blockWrite) note(res writeResult) {
+	if res.err != nil && errors.Is(res.err, ErrUnreadable) {
+		w.unread = res.err.Err
+		return
+	}
 	if res.err != nil {
 		if w.failed[res.service.URL] == nil {
 			w.order = append(w.order, res.service.URL)
@@ -244,7 +267,7 @@ func (w *blockWrite) put(ctx context.Context, r round, s Service, classes []stri
 		header.Set("X-Keep-Storage-Classes", strings.Join(classes, ", "))
 	}
 	res := writeResult{service: s}
-	a := attempt{method: http.MethodPut, service: s, path: w.hash, header: header, body: w.data, round: r}
+	a := attempt{method: http.MethodPut, service: s, path: w.hash, header: header, body: w.body, round: r}
 	res.err = w.c.do(ctx, a, func(resp *http.Response) error {
 		text, err := io.ReadAll(io.LimitReader(resp.Body, maxReply))
 		if err != nil {
@@ -254,7 +277,7 @@ func (w *blockWrite) put(ctx context.Context, r round, s Service, classes []stri
 		if err != nil {
 			return fmt.Errorf("reply is no locator: %w", err)
 		}
-		if res.loc.Hash() != w.hash || res.loc.Size() != int64(len(w.data)) {
+		if res.loc.Hash() != w.hash || res.loc.Size() != w.body.Size() {
 			return errors.New("reply names another block")
 		}
 		res.copies, err = strconv.Atoi(resp.Header.Get("X-Keep-Replicas-Stored"))

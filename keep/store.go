@@ -21,6 +21,13 @@ type BlockWriter interface {
 	WriteBlock(ctx context.Context, data []byte, opts WriteOptions) (Locator, error)
 }
 
+// PartWriter is implemented by a BlockWriter that can store a part of a file
+// without having it in memory.
+type PartWriter interface {
+	// WritePart stores what is in part, whose MD5 must be hash.
+	WritePart(ctx context.Context, hash string, part FilePart, opts WriteOptions) (Locator, error)
+}
+
 // BlockStore is both.
 type BlockStore interface {
 	BlockReader

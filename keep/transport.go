@@ -61,7 +61,11 @@ func newHTTPClient(l limits, config *tls.Config) *http.Client {
 			n, _ := ctx.Value(roundKey{}).(int)
 			ctx, cancel := context.WithTimeout(ctx, min(l.connect<<min(n, 10), maxConnect))
 			defer cancel()
-			return dialer.DialContext(ctx, network, addr)
+			c, err := dialer.DialContext(ctx, network, addr)
+			if tcp, ok := c.(*net.TCPConn); ok {
+				return conn{tcp}, nil
+			}
+			return c, err
 		},
 		TLSHandshakeTimeout: l.tls,
 		TLSClientConfig:     config.Clone(),

@@ -3,6 +3,9 @@ package keep
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strconv"
+	"strings"
 )
 
 // Err returns why an upload failed since the latest MarshalManifest or Flush of
@@ -56,7 +59,7 @@ func (c *Collection) upload(ctx context.Context, src *source) {
 		if err != nil {
 			c.stuck += src.size
 			if c.failed == nil {
-				c.failed = fmt.Errorf("store block: %w", err)
+				c.failed = fmt.Errorf("store block%s: %w", c.filesWith(src), err)
 			}
 		} else {
 			if cap(src.data) == c.blockSize && len(c.spare)+len(c.slots) < cap(c.slots) {
@@ -66,6 +69,56 @@ func (c *Collection) upload(ctx context.Context, src *source) {
 		}
 		c.release(src)
 	}()
+}
+
+// filesWith says for an error which files src is for: the first few, and how many
+// there are. The caller holds the lock.
+func (c *Collection) filesWith(src *source) string {
+	const most = 3
+	var names []string
+	count := 0
+	zeros := src == c.zeros[0] || src == c.zeros[1]
+	var visit func(n *node)
+	visit = func(n *node) {
+		if n.dir != nil {
+			for _, e := range n.list() {
+				visit(e)
+			}
+			return
+		}
+		if slices.ContainsFunc(n.extents, func(e extent) bool { return e.src == src || zeros && e.src == hole }) {
+			if count++; count <= most {
+				names = append(names, strconv.Quote(Node{c, n}.path()))
+			}
+		}
+	}
+	visit(c.root)
+	switch {
+	case count == 0:
+		return ""
+	case count > most:
+		names = append(names, fmt.Sprintf("%d more", count-most))
+	}
+	return " of " + strings.Join(names, ", ")
+}
+
+// WritesParts tells whether the store is a PartWriter.
+func (c *Collection) WritesParts() bool {
+	_, ok := c.writer.(PartWriter)
+	return ok
+}
+
+// WritePart stores a part of a file as a block, as SetWriteOptions says, for
+// AppendBlock. The MD5 of the part must be hash.
+func (c *Collection) WritePart(ctx context.Context, hash string, part FilePart) (Locator, error) {
+	w, ok := c.writer.(PartWriter)
+	if !ok {
+		return Locator{}, ErrNoWriter
+	}
+	c.mu.RLock()
+	opts := c.opts
+	c.mu.RUnlock()
+	return w.WritePart(ctx, hash, part, opts)
 }
 
 func (c *Collection) writeBlock(data []byte, opts WriteOptions) (Locator, error) {

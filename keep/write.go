@@ -39,6 +39,29 @@ func (f *File) Append(p []byte) (int, error) {
 	return f.write(f.c.ctx, p, -1)
 }
 
+// AppendBlock appends a whole block that is stored already.
+func (f *File) AppendBlock(loc Locator) error {
+	if err := f.writable(); err != nil {
+		return err
+	}
+	f.c.mu.Lock()
+	defer f.c.mu.Unlock()
+	f.n.mtime = time.Now()
+	if loc.Size() <= 0 {
+		return nil
+	}
+	if f.n.size() > maxFileSize-loc.Size() {
+		return pathError("write", f.name, syscall.EFBIG)
+	}
+	src := &source{size: loc.Size(), sealed: true}
+	src.stored(loc)
+	f.n.extents = appendExtent(f.n.extents, src, 0, src.size)
+	if f.n.attached(f.c.root) {
+		f.c.size += src.size
+	}
+	return nil
+}
+
 // write puts p at off, or at the end if that is negative.
 func (f *File) write(ctx context.Context, p []byte, off int64) (int, error) {
 	if len(p) == 0 {
