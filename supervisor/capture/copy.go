@@ -29,8 +29,11 @@ const (
 // copyFiles copies files from the host directory into out. Several are read at
 // a time, because small files are slow to open on network file systems, but
 // they are written one by one, in order, so that the result is the same always.
+//
+// What fills blocks of its own is not written by this goroutine, see parts.
 func copyFiles(ctx context.Context, host *hostdir.Dir, files []file, out *keep.Collection, log Logger) error {
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancelCause(ctx)
+	parts := newParts(ctx, out, cancel)
 	work := make(chan *head)                  // unordered, to the readers
 	order := make(chan *head, readAheadFiles) // to the writer
 	readers := min(8, 2*runtime.GOMAXPROCS(0), len(files))
@@ -38,8 +41,9 @@ func copyFiles(ctx context.Context, host *hostdir.Dir, files []file, out *keep.C
 	for range readers {
 		go func() {
 			for h := range work {
-				h.read(host)
+				h.read(host, out.WritesParts())
 				close(h.done)
+				parts.store(ctx, h.parts)
 			}
 			ended <- struct{}{}
 		}()
@@ -59,7 +63,7 @@ func copyFiles(ctx context.Context, host *hostdir.Dir, files []file, out *keep.C
 	}()
 	// In every case wait for the goroutines, and close what they opened.
 	defer func() {
-		cancel()
+		cancel(nil)
 		for h := range order {
 			<-h.done
 			h.close()
@@ -67,6 +71,7 @@ func copyFiles(ctx context.Context, host *hostdir.Dir, files []file, out *keep.C
 		for range readers + 1 {
 			<-ended
 		}
+		parts.close()
 	}()
 
 	buf := make([]byte, copyBuffer)
@@ -78,11 +83,18 @@ func copyFiles(ctx context.Context, host *hostdir.Dir, files []file, out *keep.C
 			err = h.write(ctx, out, buf)
 		}
 		h.close()
+		if cause := context.Cause(ctx); cause != nil {
+			return cause
+		}
 		if err != nil {
-			return fmt.Errorf("error copying file %q into output collection: %w", h.dest, err)
+			return copyError(h.dest, err)
 		}
 	}
-	return ctx.Err()
+	return context.Cause(ctx)
+}
+
+func copyError(dest string, err error) error {
+	return fmt.Errorf("error copying file %q into output collection: %w", dest, err)
 }
 
 // head is a file with its beginning, read ahead.
@@ -90,13 +102,14 @@ type head struct {
 	file
 	done chan struct{} // closed when read has returned
 
-	data []byte
-	rest *os.File // what follows data; nil if that is all
-	err  error
+	parts []*part  // the beginning, if it is stored without being read here
+	data  []byte   // else the beginning
+	rest  *os.File // what follows, nil if that is all
+	err   error
 }
 
 // read fills h. A file that grows is read to its end all the same.
-func (h *head) read(host *hostdir.Dir) {
+func (h *head) read(host *hostdir.Dir, inParts bool) {
 	if h.host == "" {
 		return
 	}
@@ -104,6 +117,12 @@ func (h *head) read(host *hostdir.Dir) {
 	if err != nil {
 		h.err = err
 		return
+	}
+	if inParts {
+		if h.parts = partsOf(f, h.dest); h.parts != nil {
+			h.rest = f
+			return
+		}
 	}
 	// One byte more than expected, to see the end with the first read.
 	buf := make([]byte, max(0, min(h.size, readAheadBytes))+1)
@@ -121,6 +140,9 @@ func (h *head) read(host *hostdir.Dir) {
 }
 
 func (h *head) close() {
+	for _, p := range h.parts {
+		<-p.done
+	}
 	if h.rest != nil {
 		h.rest.Close()
 		h.rest = nil
@@ -163,7 +185,24 @@ func (h *head) write(ctx context.Context, out *keep.Collection, buf []byte) erro
 	if h.rest == nil {
 		return nil
 	}
-	holes, off := newHoles(h.rest), int64(len(h.data))
+	off := int64(len(h.data))
+	for _, p := range h.parts {
+		<-p.done
+		if p.again {
+			break
+		}
+		if p.err != nil {
+			return p.err
+		}
+		if err := w.AppendBlock(p.loc); err != nil {
+			return err
+		}
+		off += p.Length
+	}
+	if _, err := h.rest.Seek(off, io.SeekStart); err != nil {
+		return err
+	}
+	holes := newHoles(h.rest)
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
