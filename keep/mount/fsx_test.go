@@ -8,6 +8,7 @@ import (
 	"math/rand"
 	"os"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -22,6 +23,8 @@ type fsx struct {
 	rnd   *rand.Rand
 	dir   string
 	flaky bool
+	// mine is what the names begin with, if others use the directory, too.
+	mine  string
 	names []string
 	model map[string]*fsxFile
 	open  []*fsxHandle
@@ -184,9 +187,10 @@ func (x *fsx) step() {
 		}
 	case op < 112:
 		// Open files go with their directory.
-		if !x.failed("rename", os.Rename(x.dir+"/s", x.dir+"/t")) {
+		s, t := x.dir+"/"+x.mine+"s", x.dir+"/"+x.mine+"t"
+		if !x.failed("rename", os.Rename(s, t)) {
 			x.read(h.File, h.file, off, n, 50)
-			x.failed("rename", os.Rename(x.dir+"/t", x.dir+"/s"))
+			x.failed("rename", os.Rename(t, s))
 		}
 	case op < 114:
 		x.list()
@@ -284,13 +288,13 @@ func (x *fsx) copyRange(to *fsxHandle, off, n int) {
 // list compares the names with the model.
 func (x *fsx) list() {
 	var got []string
-	for _, dir := range []string{"", "s/"} {
+	for _, dir := range []string{"", x.mine + "s/"} {
 		list, err := os.ReadDir(x.dir + "/" + dir)
 		if err != nil {
 			x.t.Fatalf("operation %d: %v", x.op, err)
 		}
 		for _, e := range list {
-			if !e.IsDir() {
+			if !e.IsDir() && strings.HasPrefix(dir+e.Name(), x.mine) {
 				got = append(got, dir+e.Name())
 			}
 		}
@@ -334,9 +338,11 @@ func (x *fsx) verify() {
 }
 
 func (x *fsx) run() {
-	x.names = []string{"a", "b", "c", "s/a", "s/b"}
+	for _, name := range []string{"a", "b", "c", "s/a", "s/b"} {
+		x.names = append(x.names, x.mine+name)
+	}
 	x.model = make(map[string]*fsxFile)
-	must(x.t, os.Mkdir(x.dir+"/s", 0o777))
+	must(x.t, os.Mkdir(x.dir+"/"+x.mine+"s", 0o777))
 	for x.op = range x.ops {
 		if x.before != nil {
 			x.before()

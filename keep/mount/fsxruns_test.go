@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 
@@ -42,8 +43,8 @@ func (x *fsx) check(w *world) {
 		}
 	}
 	n := 0
-	must(x.t, c.Walk("", func(_ string, info keep.FileInfo) error {
-		if !info.IsDir() {
+	must(x.t, c.Walk("", func(name string, info keep.FileInfo) error {
+		if !info.IsDir() && strings.HasPrefix(name, x.mine) {
 			n++
 		}
 		return nil
@@ -148,6 +149,42 @@ func TestFsxSavedFlaky(t *testing.T) {
 	x.check(w)
 	w.remount()
 	x.verify()
+}
+
+// Two nodes do it to the same collection at the same time, each with its own files.
+func TestFsxTwoNodes(t *testing.T) {
+	w, one := mountSaved(t, func(*world) string { return "" }, "--refresh-time", "0.05")
+	other := w.another("--refresh-time", "0.05")
+	nodes := []*fsx{
+		{t: t, rnd: rand.New(rand.NewSource(7)), dir: one, mine: "1"},
+		{t: t, rnd: rand.New(rand.NewSource(8)), dir: other.path("by_uuid", savedUUID), mine: "2"},
+	}
+	var wg sync.WaitGroup
+	for _, x := range nodes {
+		x.ops = fsxOps(400, 10_000)
+		wg.Add(1)
+		go func() {
+			defer wg.Done() // also when a check has ended the goroutine
+			x.run()
+		}()
+	}
+	wg.Wait()
+	// Each has the other's files, and nothing was taken for a conflict.
+	files := len(nodes[0].model) + len(nodes[1].model)
+	for i, x := range nodes {
+		waitFor(t, "the other's files", func() bool {
+			for name, file := range nodes[1-i].model {
+				if data, err := os.ReadFile(x.dir + "/" + name); err != nil || !bytes.Equal(data, file.data) {
+					return false
+				}
+			}
+			return true
+		})
+		x.check(w)
+	}
+	if on := w.onRecord(); len(on) != files+2 {
+		t.Errorf("%d names on record, want %d", len(on), files+2)
+	}
 }
 
 // brokenWriter spoils the body of a reply.
