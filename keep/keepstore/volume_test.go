@@ -354,6 +354,10 @@ func TestTrash(t *testing.T) {
 		c.want(c.do("PUT", "/trash", rootToken, []byte(fmt.Sprintf(`[{"locator":"%s+3","block_mtime":%d}]`, hash, ns))), 200, "")
 	}
 	age()
+	c.srv.trashOne(t.Context(), trashItem{Locator: hash + "+3"})
+	if n := len(trashed()); n != 0 {
+		t.Errorf("trashed without a time stamp: %d", n)
+	}
 	list(old.UnixNano() + 1)
 	list(old.UnixNano())
 	waitFor(t, "the block to be trashed", func() bool { return len(trashed()) == 1 })

@@ -127,7 +127,7 @@ func (s *Server) putPull(r *http.Request) error {
 
 func (s *Server) trashOne(ctx context.Context, item trashItem) {
 	ref, err := parseLocator(item.Locator)
-	if err != nil || !s.cfg.BlobTrash {
+	if err != nil || !s.cfg.BlobTrash || item.BlockMtime == 0 { // 0 would be any
 		return
 	}
 	for _, m := range s.mounts {
