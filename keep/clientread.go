@@ -95,12 +95,9 @@ func (c *Client) ReadBlock(ctx context.Context, loc Locator) ([]byte, error) {
 	if err := checkReadable(loc); err != nil || loc.IsEmptyBlock() {
 		return []byte{}, err
 	}
-	return c.shared.Do(ctx, c.ctx, loc.Hash(), loc.String(), func(ctx context.Context) (data []byte, err error) {
-		err = c.getBlock(ctx, loc, func(resp *http.Response) (err error) {
-			data, err = readVerified(resp, loc)
-			return err
-		})
-		if err != nil {
+	return c.shared.Do(ctx, c.ctx, loc.Hash(), loc.String(), func(ctx context.Context) ([]byte, error) {
+		data := make([]byte, loc.Size())
+		if err := c.CopyBlock(ctx, loc, inPlace(data)); err != nil {
 			return nil, err
 		}
 		return data, nil
@@ -235,44 +232,43 @@ func hintedServices(loc Locator, services []Service) []Service {
 	return uniqueServices(append(first, services...))
 }
 
-// readVerified reads a block and checks it while it arrives.
-func readVerified(resp *http.Response, loc Locator) ([]byte, error) {
-	if err := checkLength(resp, loc); err != nil {
-		return nil, err
-	}
-	data := make([]byte, loc.Size())
-	sum := md5.New()
-	if n, err := io.ReadFull(hashingReader{resp.Body, sum}, data); err != nil {
-		return nil, brokeOff(int64(n), loc, err)
-	}
-	if err := checkEnd(resp, loc, sum); err != nil {
-		return nil, err
-	}
-	return data, nil
-}
-
 // pieces are the buffers of copyVerified. A piece is still in the processor's
 // cache when it is hashed and written.
-var pieces = sync.Pool{New: func() any { return new([256 << 10]byte) }}
+var pieces = sync.Pool{New: func() any { return new([pieceSize]byte) }}
 
-// copyVerified is readVerified for a block that is not to be held in memory. An
-// error of w is stored in failed, too.
+const pieceSize = 256 << 10
+
+// inPlace is the memory where a block is to be.
+type inPlace []byte
+
+// WriteAt implements io.WriterAt.
+func (m inPlace) WriteAt(p []byte, off int64) (int, error) { return copy(m[off:], p), nil }
+
+// copyVerified writes a block to w and checks it while it arrives. An error of w
+// is stored in failed, too.
 func copyVerified(w io.WriterAt, resp *http.Response, loc Locator, failed *error) error {
 	if err := checkLength(resp, loc); err != nil {
 		return err
 	}
-	piece := pieces.Get().(*[256 << 10]byte)
-	defer pieces.Put(piece)
+	buf := pieces.Get().(*[pieceSize]byte)
+	defer pieces.Put(buf)
+	place, inMemory := w.(inPlace)
 	sum := md5.New()
 	for at := int64(0); at < loc.Size(); {
-		n, err := io.ReadFull(resp.Body, piece[:min(int64(len(piece)), loc.Size()-at)])
+		piece := buf[:min(pieceSize, loc.Size()-at)]
+		if inMemory {
+			piece = place[at:][:len(piece)] // where it is to be
+		}
+		n, err := io.ReadFull(resp.Body, piece)
 		if err != nil {
 			return brokeOff(at+int64(n), loc, err)
 		}
-		sum.Write(piece[:n])
-		if _, err := w.WriteAt(piece[:n], at); err != nil {
-			*failed = err
-			return err
+		sum.Write(piece)
+		if !inMemory {
+			if _, err := w.WriteAt(piece, at); err != nil {
+				*failed = err
+				return err
+			}
 		}
 		at += int64(n)
 	}
@@ -299,20 +295,6 @@ func checkEnd(resp *http.Response, loc Locator, sum hash.Hash) error {
 		return fmt.Errorf("%w: bad checksum", ErrChecksum)
 	}
 	return nil
-}
-
-// hashingReader feeds what is read to a hash in pieces that are still in the
-// processor's cache.
-type hashingReader struct {
-	io.Reader
-	sum hash.Hash
-}
-
-func (r hashingReader) Read(p []byte) (int, error) {
-	const most = 256 << 10
-	n, err := r.Reader.Read(p[:min(len(p), most)])
-	r.sum.Write(p[:n])
-	return n, err
 }
 
 // LocalLocator implements Localizer: a keepstore of the local cluster is asked

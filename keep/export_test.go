@@ -13,6 +13,13 @@ func (c *Client) Waiting(loc Locator, n int) bool { return c.shared.Waiting(loc.
 
 func (c *Cache) Waiting(loc Locator, n int) bool { return c.shared.Waiting(loc.Hash()) == n }
 
+// Taken is how many bytes of memory blocks have.
+func (c *Cache) Taken() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.taken
+}
+
 // WaitPrefetch returns when no block is being fetched ahead.
 func (c *Cache) WaitPrefetch() { c.prefetch.Wait() }
 

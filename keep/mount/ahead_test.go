@@ -119,12 +119,6 @@ func TestReadAheadSmallFiles(t *testing.T) {
 	waitFor(t, "the second block to be fetched", func() bool { return asked(second) })
 }
 
-// A store that is not in memory is read in ranges.
-func TestReadWithoutSharing(t *testing.T) {
-	t.Setenv("MOUNT_TEST_COPY", "1")
-	TestContent(t)
-}
-
 // Inode numbers are those of the listing, distinct, and fit 32-bit programs.
 func TestInodeNumbers(t *testing.T) {
 	w := newWorld(t)

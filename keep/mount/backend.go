@@ -56,8 +56,7 @@ type Backend struct {
 	// keep.BlockRangeReader and a keep.Prefetcher.
 	Blocks keep.BlockReader
 	// InMemory says that Blocks holds what it has read in memory, as
-	// keep.Cache does. Parts of blocks are then passed to the kernel without
-	// another copy.
+	// keep.Cache does. Then less is fetched ahead.
 	InMemory bool
 	// SignatureTTL is how long the signatures in a manifest are good,
 	// blobSignatureTtl of the discovery document. Manifests are fetched again

@@ -138,45 +138,41 @@ func (s *server) Read(cancel <-chan struct{}, input *fuse.ReadIn, buf []byte) (f
 	}
 	ctx, end := s.request(cancel, &input.InHeader)
 	defer end()
-	parts, err := s.readFile(ctx, h, buf, off)
-	if err != nil {
+	if err := s.readFile(ctx, h, buf, off); err != nil {
 		return nil, s.readError(ctx, h, off, err)
 	}
 	s.stats.readBytes.Add(int64(len(buf)))
-	if len(parts) == 1 {
-		return fuse.ReadResultData(parts[0]), fuse.OK
-	}
-	return fuse.ReadResultVector(parts), fuse.OK
+	return fuse.ReadResultData(buf), fuse.OK
 }
 
 // readFile reads len(buf) bytes, which are in the file. If the signatures are
 // refused it tries once more with new ones.
-func (s *server) readFile(ctx context.Context, h *handle, buf []byte, off int64) ([][]byte, error) {
+func (s *server) readFile(ctx context.Context, h *handle, buf []byte, off int64) error {
 	s.freshen(ctx, h.snap.coll)
 	data := s.locators(ctx, h.snap)
-	parts, err := s.readWith(ctx, data, h, buf, off)
+	err := s.readWith(ctx, data, h, buf, off)
 	if err == nil || !refused(err) || s.renew(ctx, h.snap, data) != nil {
-		return parts, err
+		return err
 	}
 	// The new signatures may turn out to be the old ones.
 	var same *repeatedError
-	parts, again := s.readWith(ctx, h.snap.files.Load(), h, buf, off)
+	again := s.readWith(ctx, h.snap.files.Load(), h, buf, off)
 	if errors.As(again, &same) {
-		return nil, err
+		return err
 	}
-	return parts, again
+	return again
 }
 
-func (s *server) readWith(ctx context.Context, data *signed, h *handle, buf []byte, off int64) ([][]byte, error) {
+func (s *server) readWith(ctx context.Context, data *signed, h *handle, buf []byte, off int64) error {
 	segs, err := h.locate(data)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	parts, err := s.reader.read(ctx, segs, buf, off, &h.ahead)
+	err = s.reader.read(ctx, segs, buf, off, &h.ahead)
 	if err == nil && off+int64(len(buf)) == h.snap.tree.entries[h.entry].size {
 		s.prefetchNeighbour(h, segs)
 	}
-	return parts, err
+	return err
 }
 
 // locate returns the segments of the file according to a manifest.

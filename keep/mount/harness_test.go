@@ -119,7 +119,7 @@ func connectTest(ctx context.Context, opts Options) (Backend, error) {
 	return Backend{
 		API:          fileAPI(os.Getenv("MOUNT_TEST_API")),
 		Blocks:       cache,
-		InMemory:     os.Getenv("MOUNT_TEST_COPY") == "",
+		InMemory:     true,
 		SignatureTTL: time.Duration(ttl) * time.Second,
 		Counters: func() Counters {
 			st := cache.Stats()

@@ -56,18 +56,17 @@ func (e *repeatedError) Unwrap() error { return e.err }
 
 func newBlockReader(b Backend) *blockReader {
 	r := &blockReader{blocks: b.Blocks, failed: make(map[string]failure)}
-	r.most = aheadMostMemory
-	if !b.InMemory {
-		r.most = aheadMost
-		r.ranges, _ = b.Blocks.(keep.BlockRangeReader)
+	r.most = aheadMost
+	if b.InMemory {
+		r.most = aheadMostMemory
 	}
+	r.ranges, _ = b.Blocks.(keep.BlockRangeReader)
 	r.prefetch, _ = b.Blocks.(keep.Prefetcher)
 	return r
 }
 
-// read returns the bytes of a file from off on, as many as fit into buf, which
-// it may use for them.
-func (r *blockReader) read(ctx context.Context, segs *segments, buf []byte, off int64, ahead *readAhead) ([][]byte, error) {
+// read fills buf with the bytes of a file from off on.
+func (r *blockReader) read(ctx context.Context, segs *segments, buf []byte, off int64, ahead *readAhead) error {
 	i, found := slices.BinarySearch(segs.off, off)
 	if !found {
 		i--
@@ -85,30 +84,26 @@ func (r *blockReader) read(ctx context.Context, segs *segments, buf []byte, off 
 			r.readAhead(segs, last, ahead)
 		}
 	}
-	parts := make([][]byte, 0, last-i+1)
 	for ; len(buf) > 0; i++ {
 		if i < 0 || i >= len(segs.list) {
-			return nil, fmt.Errorf("no block for byte %d", off)
+			return fmt.Errorf("no block for byte %d", off)
 		}
 		seg := segs.list[i]
 		skip := off - segs.off[i]
 		n := int(min(int64(len(buf)), seg.Length-skip))
-		part, err := r.readBlock(ctx, seg.Locator, buf[:n], seg.Offset+skip)
-		if err != nil {
-			return nil, err
+		if err := r.readBlock(ctx, seg.Locator, buf[:n], seg.Offset+skip); err != nil {
+			return err
 		}
-		parts = append(parts, part)
 		buf = buf[n:]
 		off += int64(n)
 	}
-	return parts, nil
+	return nil
 }
 
-// readBlock returns len(p) bytes of a block from off on, in p or in a part of
-// the block itself.
-func (r *blockReader) readBlock(ctx context.Context, loc keep.Locator, p []byte, off int64) ([]byte, error) {
+// readBlock fills p with the bytes of a block from off on.
+func (r *blockReader) readBlock(ctx context.Context, loc keep.Locator, p []byte, off int64) error {
 	if err := r.recentFailure(loc); err != nil {
-		return nil, err
+		return err
 	}
 	var err error
 	if r.ranges != nil {
@@ -116,10 +111,10 @@ func (r *blockReader) readBlock(ctx context.Context, loc keep.Locator, p []byte,
 	} else {
 		var data []byte
 		data, err = r.blocks.ReadBlock(ctx, loc)
-		if end := off + int64(len(p)); err == nil && end <= int64(len(data)) {
-			return data[off:end:end], nil
-		} else if err == nil {
+		if end := off + int64(len(p)); err == nil && end > int64(len(data)) {
 			err = fmt.Errorf("block %s: %w", loc.WithoutHints(), keep.ErrChecksum)
+		} else if err == nil {
+			copy(p, data[off:])
 		}
 	}
 	if err != nil && ctx.Err() == nil {
@@ -127,7 +122,7 @@ func (r *blockReader) readBlock(ctx context.Context, loc keep.Locator, p []byte,
 		defer r.mu.Unlock()
 		r.failed[loc.String()] = failure{time.Now(), err}
 	}
-	return p, err
+	return err
 }
 
 // recentFailure returns why the block could not be read a moment ago. It is

@@ -3,6 +3,7 @@ package wire
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"sync/atomic"
 	"time"
@@ -111,6 +112,14 @@ func (c *countingBlocks) ReadBlock(ctx context.Context, loc keep.Locator) ([]byt
 	data, err := c.Client.ReadBlock(ctx, loc)
 	c.received.Add(int64(len(data)))
 	return data, err
+}
+
+func (c *countingBlocks) CopyBlock(ctx context.Context, loc keep.Locator, w io.WriterAt) error {
+	err := c.Client.CopyBlock(ctx, loc, w)
+	if err == nil {
+		c.received.Add(loc.Size())
+	}
+	return err
 }
 
 func (c *countingBlocks) WriteBlock(ctx context.Context, data []byte, opts keep.WriteOptions) (keep.Locator, error) {

@@ -15,6 +15,10 @@ var ErrClosed = fmt.Errorf("block store: %w", fs.ErrClosed)
 // Group is a set of calls under way, known by their keys. The zero value is
 // ready to use.
 type Group[T any] struct {
+	// Drop, if set, is given each value when the last caller has ceased to use
+	// it.
+	Drop func(T)
+
 	mu      sync.Mutex
 	closed  bool
 	byKey   map[string]*call[T]
@@ -25,7 +29,8 @@ type Group[T any] struct {
 type call[T any] struct {
 	key, variant string
 	cancel       context.CancelFunc
-	waiting      int
+	waiting      int  // callers, until they have ceased to use the value
+	over         bool // value and err are set
 
 	done  chan struct{}
 	value T
@@ -35,21 +40,30 @@ type call[T any] struct {
 // Do returns what get returns for key. get's context ends with life, or when
 // every caller's context has ended. The variant is the way the caller asks: who
 // shares a call that was made another way, and failed, asks again in its own.
-func (g *Group[T]) Do(ctx, life context.Context, key, variant string, get func(context.Context) (T, error)) (T, error) {
+func (g *Group[T]) Do(ctx, life context.Context, key, variant string, get func(context.Context) (T, error)) (value T, err error) {
+	err = g.Use(ctx, life, key, variant, get, func(v T) error { value = v; return nil })
+	return value, err
+}
+
+// Use is Do for values that are dropped: it calls use with the value.
+func (g *Group[T]) Use(ctx, life context.Context, key, variant string, get func(context.Context) (T, error), use func(T) error) error {
 	for {
 		c := g.join(ctx, life, key, variant, get)
 		select {
 		case <-c.done:
 		case <-ctx.Done():
 			g.leave(c)
-			var none T
-			return none, ctx.Err()
+			return ctx.Err()
+		}
+		err := c.err
+		if err == nil {
+			err = use(c.value)
 		}
 		g.leave(c)
 		if c.err != nil && c.variant != variant && c.err != ErrClosed {
 			continue
 		}
-		return c.value, c.err
+		return err
 	}
 }
 
@@ -62,7 +76,7 @@ func (g *Group[T]) join(ctx, life context.Context, key, variant string, get func
 	}
 	c := &call[T]{key: key, variant: variant, waiting: 1, cancel: func() {}, done: make(chan struct{})}
 	if g.closed {
-		c.err = ErrClosed
+		c.err, c.over = ErrClosed, true
 		close(c.done)
 		return c
 	}
@@ -84,8 +98,13 @@ func (g *Group[T]) join(ctx, life context.Context, key, variant string, get func
 		if g.byKey[key] == c {
 			delete(g.byKey, key)
 		}
+		c.over = true
+		unused := c.waiting == 0
 		g.mu.Unlock()
 		close(c.done)
+		if unused {
+			g.drop(c)
+		}
 	}()
 	return c
 }
@@ -94,12 +113,24 @@ func (g *Group[T]) join(ctx, life context.Context, key, variant string, get func
 // comes now starts anew.
 func (g *Group[T]) leave(c *call[T]) {
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	if c.waiting--; c.waiting == 0 {
+	c.waiting--
+	last := c.waiting == 0
+	if last {
 		c.cancel()
 		if g.byKey[c.key] == c {
 			delete(g.byKey, c.key)
 		}
+	}
+	unused := last && c.over
+	g.mu.Unlock()
+	if unused {
+		g.drop(c)
+	}
+}
+
+func (g *Group[T]) drop(c *call[T]) {
+	if g.Drop != nil && c.err == nil {
+		g.Drop(c.value)
 	}
 }
 

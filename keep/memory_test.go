@@ -1,0 +1,125 @@
+package keep_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"crunch-oci/keep"
+)
+
+// copyStore fetches into memory of the caller, in pieces, and sometimes fails.
+type copyStore struct {
+	*memStore
+	fetching, most atomic.Int64
+}
+
+var errCopy = errors.New("connection reset")
+
+func (s *copyStore) CopyBlock(ctx context.Context, loc keep.Locator, w io.WriterAt) error {
+	now := s.fetching.Add(loc.Size())
+	defer s.fetching.Add(-loc.Size())
+	for most := s.most.Load(); now > most && !s.most.CompareAndSwap(most, now); most = s.most.Load() {
+	}
+	data, err := s.ReadBlock(ctx, loc)
+	if err != nil {
+		return err
+	}
+	for off := 0; off < len(data); off += 50_000 {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if rand.IntN(200) == 0 {
+			return errCopy
+		}
+		if _, err := w.WriteAt(data[off:min(len(data), off+50_000)], int64(off)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Many readers, of whom some give up, get the right bytes of blocks that come and
+// go, and never more memory is used for them than there may be.
+func TestCacheMemory(t *testing.T) {
+	store := &copyStore{memStore: newMemStore()}
+	var locs []keep.Locator
+	for i, size := range []int{100, 300_000, 300_000, 300_000, 400_000, 400_000, 500_000, 2_000_000} {
+		locs = append(locs, storeBlocks(t, store, i+1, size)[i])
+	}
+	const limit = 1_000_000 // less than the largest: that one is not kept
+	cache := newCache(t, store, limit)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 200 {
+				i := rand.IntN(len(locs))
+				n := rand.IntN(int(locs[i].Size()))
+				p := make([]byte, n)
+				ctx, cancel := context.WithCancel(t.Context())
+				if rand.IntN(4) == 0 {
+					ctx, cancel = context.WithTimeout(ctx, time.Duration(rand.IntN(100))*time.Microsecond)
+				}
+				if rand.IntN(4) == 0 {
+					cache.Prefetch(locs[rand.IntN(len(locs)-1)])
+				}
+				_, err := cache.ReadBlockAt(ctx, locs[i], p, rand.Int64N(locs[i].Size()-int64(n)))
+				if err == nil && !bytes.Equal(p, bytes.Repeat([]byte{byte(i)}, n)) {
+					t.Errorf("wrong bytes of block %d", i)
+				}
+				if err != nil && !errors.Is(err, errCopy) && ctx.Err() == nil {
+					t.Error(err)
+				}
+				cancel()
+			}
+		})
+	}
+	wg.Wait()
+	cache.WaitPrefetch()
+	if most := store.most.Load(); most > limit || most < 500_000 {
+		t.Errorf("%d bytes on their way at a time", most)
+	}
+	if held := cache.Stats().Bytes; cache.Taken() > limit || held == 0 {
+		t.Errorf("%d bytes taken, %d held", cache.Taken(), held)
+	}
+	cache.Close()
+	if n := cache.Taken(); n != 0 {
+		t.Errorf("%d bytes are not given back", n)
+	}
+}
+
+// What a cache has held is the system's again, without a garbage collection.
+func TestCacheGivesMemoryBack(t *testing.T) {
+	store := &copyStore{memStore: newMemStore()}
+	locs := storeBlocks(t, store, 2, 9_437_184) // nothing else is as large
+	cache := newCache(t, store, 1<<30)
+	for _, loc := range locs {
+		for {
+			if _, err := cache.ReadBlockAt(t.Context(), loc, make([]byte, 1), 0); err == nil {
+				break
+			}
+		}
+	}
+	mapped := func() int {
+		text, err := os.ReadFile("/proc/self/smaps")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Count(string(text), "9216 kB\nKernelPageSize") + strings.Count(string(text), "18432 kB\nKernelPageSize")
+	}
+	if mapped() == 0 {
+		t.Error("the blocks are not where they should be")
+	}
+	cache.Close()
+	if n := mapped(); n != 0 {
+		t.Errorf("%d mappings are left", n)
+	}
+}
