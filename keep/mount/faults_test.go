@@ -423,8 +423,13 @@ func mountsOf(t *testing.T, pid int, dir string) (n int) {
 
 func TestMountFails(t *testing.T) {
 	w := newWorld(t)
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for name, args := range map[string][]string{
 		"no such file or directory": {"--foreground", "--mount-by-pdh", "by_id", w.dir + "/absent"},
+		"not a directory":           {"--foreground", "--mount-by-pdh", "by_id", file},
 		"unknown option":            {"--foreground", "--frobnicate", w.dir},
 	} {
 		cmd := w.mountCommand(args...)
@@ -439,6 +444,39 @@ func TestMountFails(t *testing.T) {
 	cmd := w.mountCommand("--version")
 	if out, err := cmd.Output(); err != nil || string(out) != "keep-mount-test 1.0\n" {
 		t.Errorf("--version: %q %v", out, err)
+	}
+}
+
+// A mount point may be a link, of which the table of mounts knows nothing.
+func TestMountpointIsLink(t *testing.T) {
+	w := newWorld(t)
+	real, tmp := w.dir, t.TempDir()
+	for link, target := range map[string]string{"link": "other", "other": real, "loop": "loop"} {
+		if err := os.Symlink(target, filepath.Join(tmp, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.dir = filepath.Join(tmp, "link")
+	for _, end := range []string{"signal", "unmount"} {
+		w.mount()
+		if _, err := os.Stat(filepath.Join(real, "by_id/README")); err != nil {
+			t.Error(err)
+		}
+		if end == "signal" {
+			_ = w.cmd.Process.Signal(syscall.SIGTERM)
+		} else if out, err := w.unmount(); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+		<-w.exited
+		if mounts, err := fuseMounts(real); err != nil || len(mounts) > 0 {
+			t.Errorf("%s: left behind: %v %v", end, mounts, err)
+		}
+	}
+	if text := w.stderr.String(); text != "" {
+		t.Error(text)
+	}
+	if _, err := realPath(filepath.Join(tmp, "loop")); !errors.Is(err, syscall.ELOOP) {
+		t.Error(err)
 	}
 }
 

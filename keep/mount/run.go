@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"os"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -53,6 +54,10 @@ func Run(ctx context.Context, opts Options, b Backend, ready func(), stderr io.W
 		if err := s.addTmp(d.Name); err != nil {
 			return fmt.Errorf("make collection %s: %w", d.Name, err)
 		}
+	}
+	// The kernel would take a file, too, and show what nobody can look into.
+	if info, err := os.Stat(opts.Mountpoint); err == nil && !info.IsDir() {
+		return fmt.Errorf("mount %s: %w", opts.Mountpoint, unix.ENOTDIR)
 	}
 	fs, err := fuse.NewServer(s, opts.Mountpoint, &fuse.MountOptions{
 		AllowOther:        opts.AllowOther,

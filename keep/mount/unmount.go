@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -83,12 +84,28 @@ func unmountOnce(dir string) (int, error) {
 }
 
 // realPath makes a path absolute and resolves symbolic links in it, as far as
-// that is possible without touching what may be mounted there.
+// that is possible without asking what may be mounted there: readlink(2) of a
+// directory asks nobody.
 func realPath(dir string) (string, error) {
+	const maxLinks = 40 // as many as the kernel follows
 	dir, err := filepath.Abs(dir)
-	if err != nil || dir == "/" {
-		return dir, err
+	for range maxLinks {
+		if err != nil || dir == "/" {
+			return dir, err
+		}
+		parent, err := filepath.EvalSymlinks(filepath.Dir(dir))
+		if err != nil {
+			return filepath.Join(parent, filepath.Base(dir)), err
+		}
+		dir = filepath.Join(parent, filepath.Base(dir))
+		target, err := os.Readlink(dir)
+		if err != nil {
+			return dir, nil
+		}
+		if !filepath.IsAbs(target) {
+			target = filepath.Join(parent, target)
+		}
+		dir = filepath.Clean(target)
 	}
-	parent, err := filepath.EvalSymlinks(filepath.Dir(dir))
-	return filepath.Join(parent, filepath.Base(dir)), err
+	return dir, &fs.PathError{Op: "open", Path: dir, Err: unix.ELOOP}
 }
