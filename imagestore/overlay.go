@@ -41,6 +41,9 @@ func mountRootfs(s *Snapshot, lower []string, dir, upper, work string, ids idmap
 		}
 	}
 	o := overlay{lower: lower, upper: upper, work: work, options: overlayOptions()}
+	if s.MountLabel != "" {
+		o.options = append(o.options, [2]string{"context", s.MountLabel})
+	}
 	err := o.mountNew(dir)
 	if errors.Is(err, errOldKernel) {
 		err = o.mountOld(dir)
@@ -259,6 +262,9 @@ func (o overlay) mountOld(dir string) error {
 	}
 	options := "lowerdir=" + strings.Join(lower, ":") + ",upperdir=" + upper + ",workdir=" + work
 	for _, kv := range o.options {
+		if strings.Contains(kv[1], ",") { // a label
+			kv[1] = `"` + kv[1] + `"`
+		}
 		options += "," + kv[0] + "=" + kv[1]
 	}
 	if len(options)+len(",volatile") >= os.Getpagesize() {

@@ -20,6 +20,9 @@ type Snapshot struct {
 	Names     []string      // tags in the tarball it was unpacked from
 	RawConfig []byte
 	Config    ocispec.Image
+	// MountLabel, if set, is the SELinux label of every file in roots that are
+	// mounted from now on.
+	MountLabel string
 
 	store   *Store
 	name    string // of the record

@@ -9,6 +9,7 @@ import (
 
 	"github.com/moby/profiles/apparmor"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"crunch-oci/internal/idmap"
 )
@@ -65,6 +66,20 @@ func withConfinement(c Confinement) Edit {
 		spec.Linux.MountLabel = c.SELinuxMountLabel
 		return nil
 	}
+}
+
+// CheckLabel fails unless this node has SELinux with a policy that knows the label.
+func CheckLabel(label string) error {
+	err := os.WriteFile("/sys/fs/selinux/context", append([]byte(label), 0), 0)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("SELinux label %s: this node has no SELinux, or it is switched off", label)
+	case errors.Is(err, unix.EINVAL):
+		return fmt.Errorf("SELinux label %s: the node's policy has no such user, role, type or level (for container_t it needs the package container-selinux)", label)
+	case err != nil:
+		return fmt.Errorf("SELinux label %s: %w", label, err)
+	}
+	return nil
 }
 
 // AppArmor describes the node's AppArmor; the zero value is this node's.

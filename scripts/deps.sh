@@ -35,6 +35,7 @@ packages() {
 		containernetworking-plugins
 		python3-googleapi
 		qemu-system-x86
+		secilc
 		openssh-server
 		openssh-client
 		python3-paramiko

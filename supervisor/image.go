@@ -128,6 +128,7 @@ func (r *run) imageProgress(p imagestore.Progress) {
 func (r *run) mountRootfs() error {
 	dir := filepath.Join(r.Scratch, "rootfs")
 	upper, work := filepath.Join(r.Scratch, "upper"), filepath.Join(r.Scratch, "work")
+	r.image.snapshot.MountLabel = r.Limits.Confinement.SELinuxMountLabel
 	var err error
 	if ids := r.Limits.Confinement.IDs; ids.IsZero() {
 		err = imagestore.MountRootfs(r.image.snapshot, dir, upper, work)

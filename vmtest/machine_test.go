@@ -64,6 +64,8 @@ type initSystem struct {
 
 var (
 	minimal = initSystem{name: "minimal", init: "/test/init.sh"}
+	// selinux is the minimal kind with another security module than Debian's AppArmor.
+	selinux = initSystem{name: "selinux", init: "/test/init.sh", cmdline: "security=selinux selinux=1 enforcing=0"}
 	systemd = initSystem{
 		name: "systemd", init: "/sbin/init",
 		cmdline: `systemd.run=/test/unit.sh systemd.run_success_action=none systemd.run_failure_action=none systemd.show_status=no`,
@@ -75,12 +77,17 @@ var (
 const initScript = `#!/bin/sh
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
+mount -t securityfs securityfs /sys/kernel/security
 mount -t tmpfs tmpfs /run
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /dev/shm
 ip link set lo up
+if mount -t selinuxfs selinuxfs /sys/fs/selinux; then
+	dd if=/test/policy of=/sys/fs/selinux/load bs=1M # in one write
+	echo 1 >/sys/fs/selinux/enforce
+fi 2>/dev/null
 mkdir /sys/fs/cgroup/job
 echo +cpu +memory +pids +cpuset +io >/sys/fs/cgroup/cgroup.subtree_control
 echo $$ >/sys/fs/cgroup/job/cgroup.procs
@@ -114,7 +121,7 @@ exec >/dev/ttyS0 2>&1 </dev/null
 stty -F /dev/ttyS0 -opost 2>/dev/null
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 mount -t tmpfs -o size=1200m tmpfs /tmp
-for m in overlay fuse veth bridge nf_tables; do modprobe $m; done
+for m in overlay fuse loop veth bridge nf_tables; do modprobe $m; done
 dmesg -n 1
 # A group for the tests in a parent without processes, which can delegate.
 own=/sys/fs/cgroup$(sed s/0:://p -n /proc/self/cgroup)
@@ -122,6 +129,8 @@ mkdir $own/tests
 for pid in $(cat $own/cgroup.procs); do (echo $pid >$own/tests/cgroup.procs) 2>/dev/null; done
 echo +cpu +memory +pids >$own/cgroup.subtree_control
 export CRUNCH_RUN_TEST_PROGRAMS=/test/src/programs
+# Nothing that this kernel has may be skipped for want of it.
+export CRUNCH_RUN_TEST_MACHINE=1
 `
 
 // rig is what is carried into the machine.
@@ -160,6 +169,7 @@ func newRig(t *testing.T, suites []suite) *rig {
 		needsProgram = needsProgram || s.pkg == "cmd/crunch-run"
 	}
 	copyTree(t, filepath.Join(repository, "testdata"), filepath.Join(src, "testdata"))
+	command(t, "secilc", "-c", "33", "-f", "/dev/null", "-o", filepath.Join(r.dir, "policy"), "testdata/selinux.cil")
 	if needsProgram {
 		programs := filepath.Join(src, "programs")
 		mkdir(t, programs)

@@ -13,9 +13,13 @@ var long = os.Getenv("VMTEST_LONG") != ""
 // suites are what runs in each machine. The short form shows that a container
 // starts, is limited, accounted for and gone again.
 func suites() []suite {
-	if one := os.Getenv("VMTEST_ONLY"); one != "" { // "package:tests"
-		pkg, run, _ := strings.Cut(one, ":")
-		return []suite{{pkg: pkg, run: run}}
+	if only := strings.Fields(os.Getenv("VMTEST_ONLY")); len(only) > 0 { // "package:tests package:tests"
+		var out []suite
+		for _, one := range only {
+			pkg, run, _ := strings.Cut(one, ":")
+			out = append(out, suite{pkg: pkg, run: run})
+		}
+		return out
 	}
 	if !long {
 		return []suite{
@@ -37,16 +41,23 @@ func suites() []suite {
 	}
 }
 
-func TestUnifiedWithMinimalInit(t *testing.T) { testIn(t, minimal) }
+func TestUnifiedWithMinimalInit(t *testing.T) { testIn(t, minimal, suites()) }
+
+func TestSELinux(t *testing.T) {
+	if !long {
+		t.Skip("one more boot takes the emulator too long for every day: make test-vm")
+	}
+	testIn(t, selinux, []suite{{pkg: "oci", run: "SELinux"}, {pkg: "cmd/crunch-run", run: "SELinux"}})
+}
 
 func TestUnifiedWithSystemd(t *testing.T) {
 	if !long && os.Getenv("VMTEST_ONLY") == "" {
 		t.Skip("booting systemd takes the emulator too long for every day: make test-vm")
 	}
-	testIn(t, systemd)
+	testIn(t, systemd, suites())
 }
 
-func testIn(t *testing.T, sys initSystem) {
+func testIn(t *testing.T, sys initSystem, all []suite) {
 	if os.Geteuid() != 0 {
 		t.Skip("the machine's disk is made by root only")
 	}
@@ -54,7 +65,6 @@ func testIn(t *testing.T, sys initSystem) {
 	if long {
 		patience = time.Hour
 	}
-	all := suites()
 	for i, v := range newRig(t, all).run(t, sys, all, patience) {
 		if v.status != 0 {
 			t.Errorf("%s: exit status %d\n%s", all[i].pkg, v.status, tail(v.output, 20_000))

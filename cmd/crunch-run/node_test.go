@@ -40,7 +40,12 @@ var nodeCount atomic.Int64
 // newNode makes a node that must be clean again when the test ends.
 func newNode(t testing.TB) *node {
 	t.Helper()
-	n, err := makeNode(t.TempDir())
+	return newNodeIn(t, t.TempDir())
+}
+
+func newNodeIn(t testing.TB, dir string) *node {
+	t.Helper()
+	n, err := makeNode(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +119,7 @@ func (n *node) leftovers() (left []string, err error) {
 			err = errors.Join(err, err3)
 		}
 		for _, e := range entries {
-			if e.Name() == "crunch-run-all.lock" || e.Name() == gpuLocks {
+			if e.Name() == "crunch-run-all.lock" || e.Name() == gpuLocks || e.Name() == "crunch-run-ids" {
 				continue // meant to stay
 			}
 			left = append(left, "file "+filepath.Join(dir, e.Name()))

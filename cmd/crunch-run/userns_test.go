@@ -18,7 +18,20 @@ import (
 // files are, as usual, where everybody may pass.
 func newMappedNode(t testing.TB) *node {
 	t.Helper()
-	n := newNode(t)
+	dir := t.TempDir()
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	if st.Type == unix.TMPFS_MAGIC { // has idmapped mounts from Linux 6.3 on only
+		disk, err := os.MkdirTemp("/var/tmp", "crunch-run-test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = os.RemoveAll(disk) })
+		dir = filepath.Join(disk, "node")
+	}
+	n := newNodeIn(t, dir)
 	n.env = append(n.env, "CRUNCH_RUN_USER_NAMESPACE=300000:65536")
 	for _, d := range []string{n.dir, filepath.Dir(n.dir)} {
 		if err := os.Chmod(d, 0o711); err != nil {
@@ -85,6 +98,38 @@ func TestUserNamespace(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
+}
+
+// With ranges for several containers each has one for itself, for as long as it runs.
+func TestUserNamespaceRanges(t *testing.T) {
+	t.Parallel()
+	n := newMappedNode(t)
+	n.env = append(n.env, "CRUNCH_RUN_USER_NAMESPACE=300000:65536:2")
+	c := startCluster(t, n)
+	image := c.storeTools(t)
+	const first, second = "300000 65536\n", "365536 65536\n"
+	const script = "read a ids </proc/self/uid_map; echo $ids; read a ids </proc/self/gid_map; echo $ids; touch /new; stat -c %u /bin/busybox /new /out"
+	submit := func(wait string) string {
+		return c.submit(t, image, sh(wait+script), attrs{"mounts": attrs{"/out": attrs{"kind": "tmp", "capacity": 1 << 20}}})
+	}
+	check := func(uuid, ids string) {
+		t.Helper()
+		record := c.container(t, uuid)
+		if got, want := stamped(t, c.log(t, record, "stdout.txt")), ids+ids+"0\n0\n0\n"; got != want {
+			t.Errorf("state %s, got %q, want %q; stderr %s", record.State, got, want, c.log(t, record, "stderr.txt"))
+		}
+	}
+	waiting := submit(untilTold)
+	p := c.supervise(t, n, waiting)
+	insideContainer(t, n)
+	meanwhile := submit("")
+	if code := c.supervise(t, n, meanwhile).wait(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	check(meanwhile, second)
+	release(t, n)
+	c.finished(t, n, p, waiting, 0, arvados.StateComplete)
+	check(waiting, first)
 }
 
 // What a user namespace makes impossible is refused by name, and the container is

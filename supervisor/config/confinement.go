@@ -19,8 +19,10 @@ type Confinement struct {
 	// made for a container; "" is none.
 	SELinuxLabel, SELinuxMountLabel string
 	// UserNamespaceFirst and UserNamespaceCount are the host's user and group ids
-	// that containers get for theirs; a count of 0 means no user namespace.
-	UserNamespaceFirst, UserNamespaceCount uint32
+	// that containers get for theirs; a count of 0 means no user namespace. With more
+	// than one of UserNamespaceRanges, which follow each other, each container has one
+	// for itself; else all have the same.
+	UserNamespaceFirst, UserNamespaceCount, UserNamespaceRanges uint32
 	// Init makes a small init the first process of containers.
 	Init bool
 	// Umask is the file mode creation mask of commands.
@@ -43,28 +45,41 @@ type Ulimit struct {
 const minIDs = 65536
 
 var userNamespaceSetting = setting{
-	"user-namespace", "user and group ids of the host that containers get as their 0, 1, ..., as FIRST:COUNT, such as 200000:65536; off: the same ids as on the host", "off",
+	"user-namespace", "user and group ids of the host that containers get as their 0, 1, ..., as FIRST:COUNT, such as 200000:65536, or FIRST:COUNT:CONTAINERS, by which so many containers have a range of their own; off: the same ids as on the host", "off",
 	func(s *Site, text string) error {
-		s.UserNamespaceFirst, s.UserNamespaceCount = 0, 0
+		s.UserNamespaceFirst, s.UserNamespaceCount, s.UserNamespaceRanges = 0, 0, 0
 		if text == "off" || text == "false" { // which YAML makes of off
 			return nil
 		}
-		a, b, ok := strings.Cut(text, ":")
-		first, err1 := strconv.ParseUint(a, 10, 32)
-		count, err2 := strconv.ParseUint(b, 10, 32)
+		parts := strings.Split(text, ":")
+		if len(parts) == 2 {
+			parts = append(parts, "1")
+		}
+		var numbers [3]uint64
+		ok := len(parts) == len(numbers)
+		for i := 0; ok && i < len(numbers); i++ {
+			var err error
+			numbers[i], err = strconv.ParseUint(parts[i], 10, 31)
+			ok = err == nil
+		}
+		first, count, ranges := numbers[0], numbers[1], numbers[2]
 		// Accounts and system services have the lower ids; 2^31 and more are not
 		// ids everywhere.
-		if !ok || err1 != nil || err2 != nil || first < minIDs || count < minIDs || first+count > math.MaxInt32 {
-			return fmt.Errorf("must be off, or FIRST:COUNT with both at least %d, of which nobody on this node has any (see /etc/subuid)", minIDs)
+		if !ok || first < minIDs || count < minIDs || ranges < 1 || first+count*ranges > math.MaxInt32 {
+			return fmt.Errorf("must be off, or FIRST:COUNT with both at least %d, or FIRST:COUNT:CONTAINERS; nobody on this node may have any of these ids (see /etc/subuid), and there are less than 2^31", minIDs)
 		}
-		s.UserNamespaceFirst, s.UserNamespaceCount = uint32(first), uint32(count)
+		s.UserNamespaceFirst, s.UserNamespaceCount, s.UserNamespaceRanges = uint32(first), uint32(count), uint32(ranges)
 		return nil
 	},
 	func(s *Site) string {
 		if s.UserNamespaceCount == 0 {
 			return "off"
 		}
-		return fmt.Sprintf("%d:%d", s.UserNamespaceFirst, s.UserNamespaceCount)
+		text := fmt.Sprintf("%d:%d", s.UserNamespaceFirst, s.UserNamespaceCount)
+		if s.UserNamespaceRanges > 1 {
+			text += fmt.Sprintf(":%d", s.UserNamespaceRanges)
+		}
+		return text
 	},
 }
 

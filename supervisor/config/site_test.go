@@ -144,6 +144,9 @@ func TestBadSiteFiles(t *testing.T) {
 		"umask: 9":                                       {"octal"},
 		"no-new-privileges: 2":                           {"on or off"},
 		"apparmor-profile: ''":                           {"auto, unconfined or"},
+		"user-namespace: 200000:65536:0":                 {"FIRST:COUNT:CONTAINERS"},
+		"user-namespace: 200000:65536:40000":             {"FIRST:COUNT:CONTAINERS"},
+		"user-namespace: 200000:65536:2:1":               {"FIRST:COUNT:CONTAINERS"},
 		"selinux-label: container_t":                     {"user:role:type"},
 		"selinux-label: 'u:r::s0'":                       {"user:role:type"},
 		"selinux-mount-label: 'u:r:t:s0\",x'":            {"user:role:type"},
@@ -196,7 +199,7 @@ func TestDescribeRoundTrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Confinement{Init: true, UserNamespaceFirst: 200000, UserNamespaceCount: 70000, NoNewPrivileges: true, AppArmorProfile: "lab", SELinuxLabel: "u:r:t:s0:c1,c2", Umask: 7, ShmSize: 1e9,
+	want := Confinement{Init: true, UserNamespaceFirst: 200000, UserNamespaceCount: 70000, UserNamespaceRanges: 1, NoNewPrivileges: true, AppArmorProfile: "lab", SELinuxLabel: "u:r:t:s0:c1,c2", Umask: 7, ShmSize: 1e9,
 		Ulimits: []Ulimit{{"core", 0, 0}, {"memlock", 1, math.MaxUint64}}}
 	if !reflect.DeepEqual(first.Confinement, want) {
 		t.Errorf("%+v", first.Confinement)

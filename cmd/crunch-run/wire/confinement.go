@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"crunch-oci/internal/idmap"
 	"crunch-oci/oci"
@@ -34,6 +35,14 @@ func confinement(s config.Site, warn func(format string, args ...any)) (oci.Conf
 	if err != nil {
 		return c, fmt.Errorf("setting ulimits: %w", err)
 	}
+	for name, label := range map[string]string{"selinux-label": s.SELinuxLabel, "selinux-mount-label": s.SELinuxMountLabel} {
+		if label == "" {
+			continue
+		}
+		if err := oci.CheckLabel(label); err != nil {
+			return c, fmt.Errorf("setting %s: %w", name, err)
+		}
+	}
 	c.AppArmorProfile, err = oci.AppArmor{}.Profile(s.AppArmorProfile)
 	if err != nil && s.AppArmorProfile == oci.AppArmorAuto {
 		warn("warning: containers run without AppArmor profile: %v", err)
@@ -43,4 +52,16 @@ func confinement(s config.Site, warn func(format string, args ...any)) (oci.Conf
 		return c, fmt.Errorf("setting apparmor-profile: %w", err)
 	}
 	return c, nil
+}
+
+// label gives a directory an SELinux label, whose type what is made in it inherits;
+// "" leaves it as it is.
+func label(dir, label string) error {
+	if label == "" {
+		return nil
+	}
+	if err := unix.Lsetxattr(dir, "security.selinux", append([]byte(label), 0), 0); err != nil {
+		return fmt.Errorf("setting selinux-mount-label: give %s the label %s (does the node's policy have it?): %w", dir, label, err)
+	}
+	return nil
 }

@@ -116,6 +116,9 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 	others := startSweep(ctx, j.Site.RuntimeDir, removers, log.Stderr(), j.UUID)
 	cleanup.Add("clean up after dead supervisors", func(context.Context) error { others.end(ctx); return nil })
 	scratch, err := makeScratch(j.UUID, j.Env.TempDir, dir)
+	if err == nil {
+		err = label(scratch, j.Site.SELinuxMountLabel)
+	}
 	if err != nil {
 		return err
 	}
@@ -140,6 +143,14 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 	limits, err := j.limits(log.Printf)
 	if err != nil {
 		return err
+	}
+	if j.Site.UserNamespaceRanges > 1 {
+		ids, err := limits.Confinement.IDs.Take(filepath.Join(j.Site.LockDir, idLocks), j.Site.UserNamespaceRanges, dir.Path())
+		if err != nil {
+			return fmt.Errorf("setting user-namespace: %w", err)
+		}
+		cleanup.Add("give the user ids back", func(context.Context) error { return ids.Close() })
+		limits.Confinement.IDs = ids.Range
 	}
 	store, err := OpenStore(j.Site, func(text string) { log.Printf("%s", text) })
 	if err != nil {
@@ -241,6 +252,9 @@ func (j Job) pidsLimit() int64 {
 	return j.Site.PidsLimit
 }
 
+// idLocks is the directory of the locks of ranges of user ids in that of the run locks.
+const idLocks = "crunch-run-ids"
+
 // makeScratch makes the run's private directory on the disk for temporary files.
 func makeScratch(name, tempDir string, dir *rundir.Dir) (string, error) {
 	// The name is chosen first: what is recorded must be known before it exists.
@@ -263,6 +277,9 @@ func NewScratch(ctx context.Context, site config.Site, tempDir string) (path str
 		return "", nil, err
 	}
 	path, err = makeScratch(name, tempDir, dir)
+	if err == nil {
+		err = label(path, site.SELinuxMountLabel)
+	}
 	if err != nil {
 		return "", nil, errors.Join(err, dir.Remove(removers))
 	}
