@@ -1,7 +1,9 @@
 package cgroups
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,17 +13,19 @@ import (
 
 // KeepCPUs keeps the group, after Create and before a process is in it, to the CPUs
 // and memory nodes that this process may use: below a parent that is somebody
-// else's, a batch system's job would otherwise get out of its cpuset. It does so in
-// cgroup v1, whose cpusets are a hierarchy of their own; v2 has nothing to set
-// where the group is below this process's own.
+// else's, a batch system's job would otherwise get out of its cpuset. A group below
+// this process's own is kept to them by the kernel.
 func (c *Cgroup) KeepCPUs() error {
-	dir, ok := c.Dirs["cpuset"]
-	if !ok {
-		return nil
-	}
 	status, err := os.ReadFile("/proc/thread-self/status")
 	if err != nil {
 		return fmt.Errorf("keep to this process's CPUs: %w", err)
+	}
+	keep, dir := keepTo, c.Dirs["cpuset"]
+	if dir == "" { // v2, if it has the controller
+		keep, dir = keepUnifiedTo, c.Dirs[""]
+	}
+	if dir == "" {
+		return nil
 	}
 	for file, field := range map[string]string{"cpuset.cpus": "Cpus_allowed_list:", "cpuset.mems": "Mems_allowed_list:"} {
 		own := ""
@@ -30,11 +34,56 @@ func (c *Cgroup) KeepCPUs() error {
 				own = strings.TrimSpace(v)
 			}
 		}
-		if err := keepTo(dir, file, own); err != nil {
+		if err := keep(dir, file, own); err != nil {
 			return fmt.Errorf("keep to this process's CPUs: %w", err)
 		}
 	}
 	return nil
+}
+
+// keepUnifiedTo is keepTo for v2, where a group without a list of its own has its
+// parent's, and has the files only if its parents pass the controller on. It does
+// nothing where the group could not use more anyway.
+func keepUnifiedTo(dir, file, own string) error {
+	above := filepath.Dir(dir)
+	text, err := os.ReadFile(filepath.Join(above, file+".effective"))
+	for errors.Is(err, fs.ErrNotExist) && above != filepath.Dir(above) {
+		above = filepath.Dir(above)
+		text, err = os.ReadFile(filepath.Join(above, file+".effective"))
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // a hierarchy, or a kernel, without the controller
+	}
+	if err != nil {
+		return err
+	}
+	effective, err := parseList(string(text))
+	if err != nil {
+		return fmt.Errorf("%s.effective: %w", file, err)
+	}
+	mine, err := parseList(own)
+	if err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	both := slices.DeleteFunc(slices.Clone(effective), func(n int) bool { return !slices.Contains(mine, n) })
+	if len(both) == 0 || len(both) == len(effective) {
+		return nil
+	}
+	if err := passCPUSetOn(above, filepath.Dir(dir)); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, file), []byte(showList(both)), 0)
+}
+
+// passCPUSetOn makes the v2 groups from one that has the controller down to another
+// give it to their children.
+func passCPUSetOn(from, to string) error {
+	if to != from {
+		if err := passCPUSetOn(from, filepath.Dir(to)); err != nil {
+			return err
+		}
+	}
+	return os.WriteFile(filepath.Join(to, "cgroup.subtree_control"), []byte("+cpuset"), 0)
 }
 
 // keepTo sets file of the group dir to what both its parent and own have. Groups

@@ -16,9 +16,10 @@ import (
 // A supervisor that a batch system keeps to some CPUs keeps its container to them,
 // also where the container's group is not below its own.
 func TestCPUsAreInherited(t *testing.T) {
-	const hierarchy = "/sys/fs/cgroup/cpuset"
-	if _, err := os.Stat(hierarchy + "/cpuset.cpus"); err != nil {
-		t.Skip("no cgroup v1 cpusets: on v2 the container's group is below one that is limited")
+	hierarchy := "/sys/fs/cgroup/cpuset"
+	if cgroups.Unified() {
+		hierarchy = "/sys/fs/cgroup"
+		must(t, os.WriteFile(hierarchy+"/cgroup.subtree_control", []byte("+cpuset"), 0))
 	}
 	job := filepath.Join(hierarchy, "crunch-oci-job-"+strconv.Itoa(os.Getpid()))
 	must(t, os.Mkdir(job, 0o755))

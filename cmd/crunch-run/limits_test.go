@@ -50,7 +50,10 @@ func TestOutOfMemory(t *testing.T) {
 		"first process": {[]string{"probe", "eat", "200"}, 137, true},
 		"a child":       {sh("probe eat 200; echo child ended with $?; exit 5"), 5, true},
 		"enough":        {[]string{"probe", "eat", "20"}, 0, false},
-		"killed":        {sh("sh -c 'kill -9 $$'; exit $?"), 137, false},
+		// The limit is met, and the page cache gives way.
+		"large files": {sh("dd if=/dev/zero of=/tmp/f bs=1M count=150 2>&1 && cat /tmp/f | wc -c"), 0, false},
+		"says 137":    {sh("exit 137"), 137, false},
+		"killed":      {sh("sh -c 'kill -9 $$'; exit $?"), 137, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			record := c.runOne(t, n, image, tt.command, small)
