@@ -9,6 +9,7 @@ import (
 	"hash"
 	"io"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -77,6 +78,7 @@ func (s *Server) putBlock(w http.ResponseWriter, r *http.Request, locator string
 		return err
 	}
 	defer s.buffers.release()
+	s.attend(w, r)
 	st, size, err := s.storeBody(r, ref.Hash, wantedClasses(r))
 	if err != nil {
 		return err
@@ -241,6 +243,9 @@ func bodyError(r *http.Request, err error) error {
 	}
 	if r.Context().Err() != nil {
 		return r.Context().Err()
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return &statusError{http.StatusRequestTimeout, "nothing more of the request body has come"}
 	}
 	return &statusError{http.StatusBadRequest, "read request body: " + err.Error()}
 }

@@ -61,6 +61,7 @@ type Config struct {
 	MaxQueuedRequests     int
 	// RequestTimeout ends a request that takes longer. 0 means 5m.
 	RequestTimeout time.Duration
+	bodySilence    time.Duration // other than the usual one, for tests
 
 	// NoSync leaves out every fsync: for clusters that are thrown away, where
 	// losing blocks in a crash of the machine does not matter.
@@ -102,6 +103,7 @@ func (c *Config) setDefaults() {
 	def(&c.BlobSigningTTL, 336*time.Hour)
 	def(&c.BlobTrashCheckInterval, 24*time.Hour)
 	def(&c.RequestTimeout, 5*time.Minute)
+	def(&c.bodySilence, bodySilence)
 	if c.MaxConcurrentRequests == 0 {
 		c.MaxConcurrentRequests = 64
 	}

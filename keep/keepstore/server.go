@@ -272,6 +272,9 @@ type recorder struct {
 	bytes  int64
 }
 
+// Unwrap is for http.ResponseController.
+func (w *recorder) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
 func (w *recorder) WriteHeader(status int) {
 	if w.status == 0 {
 		w.status = status
