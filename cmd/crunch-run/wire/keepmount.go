@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"sync/atomic"
 	"time"
@@ -36,7 +37,8 @@ func ConnectMount(ctx context.Context, opts mount.Options, cfg arvados.Config) (
 			return mount.Backend{}, fmt.Errorf("read discovery document: %w", err)
 		}
 		exported, err := api.ClusterConfig(ctx)
-		if err != nil {
+		// A server need not have it to be read from.
+		if err != nil && !arvados.IsStatus(err, http.StatusNotFound, http.StatusForbidden, http.StatusUnauthorized) {
 			return mount.Backend{}, fmt.Errorf("read cluster configuration: %w", err)
 		}
 		known.Replication, known.SignatureTTL = discovery.DefaultCollectionReplication, time.Duration(discovery.BlobSignatureTTL)*time.Second
