@@ -114,6 +114,10 @@ func decodeError(src *readAtReader, c compression, what string, err error) error
 		return err
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return fmt.Errorf("%w: the %s data of the %s is cut off", ErrCorrupt, c, what)
+	case errors.Is(err, zstd.ErrWindowSizeExceeded):
+		return fmt.Errorf("%w: decompressing the %s takes more than %d MiB of memory; compress it without zstd's --long", ErrUnsupported, what, maxWindow>>20)
+	case errors.Is(err, zstd.ErrUnknownDictionary):
+		return fmt.Errorf("%w: the %s is compressed with a zstd dictionary", ErrUnsupported, what)
 	}
 	return fmt.Errorf("%w: the %s data of the %s is invalid: %w", ErrCorrupt, c, what, err)
 }
