@@ -420,6 +420,10 @@ func TestVacate(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(below, "memory.max"), []byte("16777216"), 0); err != nil {
 		t.Errorf("limit below: %v", err)
 	}
+	// systemd does this to units that are not delegated.
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("-memory"), 0); !errors.Is(err, unix.EBUSY) {
+		t.Errorf("the controller can be taken away: %v", err)
+	}
 	own, err := Reader{FS: os.DirFS("/")}.Process(cmd.Process.Pid)
 	if err != nil || !slices.ContainsFunc(own.Files(), func(f string) bool { return strings.HasSuffix(f, "/leaf/memory.stat") }) {
 		t.Errorf("statistics of the process are not the whole group's: %v, %v", own, err)

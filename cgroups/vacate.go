@@ -16,6 +16,13 @@ import (
 // them (see Vacate).
 const supervisorLeaf = "crunch-run-supervisor"
 
+// limitsPin is an empty group beside supervisorLeaf that has all controllers for
+// groups below it, of which there are none: the kernel takes no controller from a
+// group while a group below passes it on. systemd would take them, and with them
+// the limits of containers, from the groups of units without Delegate=, whenever
+// it is told to reload (cgroup-v2.rst, "Top-down Constraint").
+const limitsPin = "crunch-run-limits"
+
 // aboveLeaf gives the group that a process was in before Vacate.
 func aboveLeaf(group string) string {
 	if path.Base(group) == supervisorLeaf {
@@ -49,7 +56,12 @@ func Vacate(group string) (leave func() error, err error) {
 		_ = leaf.Close()
 		return Rejoin(group)
 	}
-	if err := errors.Join(moveAll(dir, leaf.Name()), passOn(dir)); err != nil {
+	pin := filepath.Join(dir, limitsPin)
+	err = errors.Join(moveAll(dir, leaf.Name()), passOn(dir))
+	if err == nil {
+		err = errors.Join(makeGroup(pin), passOn(pin))
+	}
+	if err != nil {
 		return nil, errors.Join(err, leave())
 	}
 	return leave, nil
@@ -159,9 +171,12 @@ func rejoin(dir, leaf string) error {
 		return err
 	}
 	for _, e := range entries {
-		if e.IsDir() && e.Name() != supervisorLeaf {
+		if e.IsDir() && e.Name() != supervisorLeaf && e.Name() != limitsPin {
 			return nil
 		}
+	}
+	if err := unix.Rmdir(filepath.Join(dir, limitsPin)); err != nil && err != unix.ENOENT {
+		return err
 	}
 	passed, err := os.ReadFile(filepath.Join(dir, "cgroup.subtree_control"))
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 func needAppArmor(t testing.TB) {
 	t.Helper()
 	if on, _ := os.ReadFile("/sys/module/apparmor/parameters/enabled"); !strings.HasPrefix(string(on), "Y") {
-		if os.Getenv("CRUNCH_RUN_TEST_MACHINE") != "" {
+		if os.Getenv("VMTEST_MACHINE") != "" {
 			t.Fatal("AppArmor is off in the machine that has it")
 		}
 		t.Skip("this kernel has no AppArmor")

@@ -128,9 +128,9 @@ own=/sys/fs/cgroup$(sed s/0:://p -n /proc/self/cgroup)
 mkdir $own/tests
 for pid in $(cat $own/cgroup.procs); do (echo $pid >$own/tests/cgroup.procs) 2>/dev/null; done
 echo +cpu +memory +pids >$own/cgroup.subtree_control
-export CRUNCH_RUN_TEST_PROGRAMS=/test/src/programs
+export VMTEST_PROGRAMS=/test/src/programs
 # Nothing that this kernel has may be skipped for want of it.
-export CRUNCH_RUN_TEST_MACHINE=1
+export VMTEST_MACHINE=1
 `
 
 // rig is what is carried into the machine.

@@ -27,6 +27,19 @@ func Running() bool {
 	return unix.Lstat("/run/systemd/system", &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR
 }
 
+// Delegated tells whether systemd has handed over a group, a path below the mount
+// point of cgroup v2, or one above it, to whoever runs there (Delegate=).
+func Delegated(group string) bool {
+	for ; group != "/" && group != "."; group = path.Dir(group) {
+		var value [1]byte
+		// systemd marks such groups (CGROUP_DELEGATION.md, "Delegation").
+		if n, err := unix.Lgetxattr(path.Join("/sys/fs/cgroup", group), "trusted.delegate", value[:]); err == nil && n == 1 && value[0] == '1' {
+			return true
+		}
+	}
+	return false
+}
+
 // Scope is a transient scope unit. It lives as long as any process in it.
 type Scope struct {
 	// Unit is its name, "crunch-run-<name>.scope".
@@ -66,6 +79,9 @@ func Start(ctx context.Context, name string, pid int) (_ *Scope, err error) {
 		dbus.PropPids(uint32(pid)),
 		property("Delegate", true),
 		property("DefaultDependencies", false),
+		// As every stop of a container. Its first process ignores TERM unless it
+		// asks for it (pid_namespaces(7)), for which systemd would wait 90 s.
+		property("KillSignal", int32(unix.SIGKILL)),
 		property("CollectMode", "inactive-or-failed"),
 		property("CPUAccounting", true),
 		property("MemoryAccounting", true),

@@ -60,7 +60,7 @@ func mainWithProgram(m *testing.M) int {
 
 // programsEnv names a directory with the programs, crunch-run and
 // crunch-run-probe, for machines that have no compiler (see vmtest).
-const programsEnv = "CRUNCH_RUN_TEST_PROGRAMS"
+const programsEnv = "VMTEST_PROGRAMS"
 
 func goBuild(env []string, args ...string) error {
 	cmd := exec.Command("go", append([]string{"build"}, args...)...)

@@ -181,7 +181,7 @@ func OldLibc(t testing.TB, version string) []byte {
 
 // ProgramsVariable names a directory with what has been compiled already, for
 // machines without a compiler; Compile puts it there.
-const ProgramsVariable = "CRUNCH_RUN_TEST_PROGRAMS"
+const ProgramsVariable = "VMTEST_PROGRAMS"
 
 const prefix = "gpu-"
 

@@ -49,6 +49,9 @@ func (j Job) makeRoom(p *placement, dir *rundir.Dir) error {
 		return nil
 	}
 	group := path.Dir(p.fixed)
+	if systemd.Running() && cgroups.Unified() && !systemd.Delegated(group) {
+		p.warn("warning: systemd has not delegated the cgroup %s: a service there is stopped when the container runs out of memory, unless its unit has Delegate=yes", group)
+	}
 	if err := dir.Own(rundir.Thing{Kind: ownsRoom, ID: group}); err != nil {
 		return err
 	}
