@@ -77,7 +77,8 @@ func TestWritePartOfShortFile(t *testing.T) {
 	list, services := servers(t, 2, data)
 	client := keeptest.NewClient(t, nil, services...)
 	_, err := client.WritePart(t.Context(), md5hex(data), keep.FilePart{File: f, Length: 1 << 20}, keep.WriteOptions{Replication: 1})
-	if n := counts(list); !errors.Is(err, keep.ErrUnreadable) || n[0]+n[1] != 1 {
+	// A server may not have begun with a request that breaks off.
+	if n := counts(list); !errors.Is(err, keep.ErrUnreadable) || n[0]+n[1] > 1 {
 		t.Errorf("%v after %d requests", err, n)
 	}
 }
