@@ -30,10 +30,6 @@ func Memory() {
 	}
 	defer maps.Close()
 	for _, m := range unchanged(maps) {
-		// Kernels that keep files in large pieces (ext4 since 6.16, XFS since 5.18)
-		// map 2 MiB for each byte that is touched, unless told not to; those that
-		// do not know them fail, and need not be told.
-		_, _, _ = unix.Syscall(unix.SYS_MADVISE, m.start, m.end-m.start, unix.MADV_NOHUGEPAGE)
 		// Mapped again from the file when touched (madvise(2), MADV_DONTNEED); a
 		// failure means that the pages stay.
 		_, _, _ = unix.Syscall(unix.SYS_MADVISE, m.start, m.end-m.start, unix.MADV_DONTNEED)
