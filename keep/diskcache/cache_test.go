@@ -355,6 +355,25 @@ func TestUnusableDirectory(t *testing.T) {
 	}
 }
 
+// Somebody who clears the directory while it is in use costs fetches, no more.
+func TestDirectoryRemoved(t *testing.T) {
+	w := newWorld(t)
+	c, told := w.open("100000000")
+	held, other := w.put(1, 300_000), w.put(2, 300_000)
+	w.read(c, held)
+	if err := os.RemoveAll(w.dir); err != nil {
+		t.Fatal(err)
+	}
+	w.read(c, held) // it is still open
+	w.read(c, other)
+	again, _ := w.open("100000000")
+	w.read(again, held)
+	w.read(again, other)
+	if n, _ := w.blocks(); n != 2 || w.gets() != 3 || told.String() != "" {
+		t.Errorf("%d blocks, %d requests, %s", n, w.gets(), told)
+	}
+}
+
 // What dead processes left is removed; what others may still use is not.
 func TestSweep(t *testing.T) {
 	w := newWorld(t)
