@@ -107,7 +107,7 @@ soak: build-deps ## the long forms of the random and mass tests, all cells of th
 	OCI_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m -run "Links|Descriptors" ./oci/
 	KEEP_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m -run 'TestFsx|TestTmpMemory' ./keep/mount/
 	SSHD_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m -run TestBulk ./gateway/sshd/
-	POWERCUT_MOMENTS=100 go test -tags $(TAGS) -count=1 -timeout 30m -run TestPowerCut ./internal/powercut/ ./imagestore/ ./keep/keepstore/ ./supervisor/unfinished/
+	POWERCUT_MOMENTS=100 go test -tags $(TAGS) -count=1 -timeout 30m -run TestPowerCut ./internal/powercut/ ./imagestore/ ./keep/keepstore/ ./supervisor/unfinished/ ./localcluster/
 
 .PHONY: chaos
 chaos: build-deps ## 1,000 containers, half of them with something killed at a random moment (ten minutes)
