@@ -106,13 +106,13 @@ func (n *node) layerCount(t testing.TB) int {
 func TestImageCommandsKilled(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
-	used, second, third := manyFiles("used", 50), manyFiles("second", 1500), manyFiles("third", 1500)
+	used, second, third := manyFiles("used", 50), manyFiles("second", 400), manyFiles("third", 400)
 	fillStore(t, n, true, used, second, third)
-	rounds := 12
+	rounds := 8
 	if os.Getenv("CRUNCH_RUN_SOAK") != "" {
 		rounds = 200
 	}
-	const spread = 60 // ms: the program starts in about 15, and removes in about 50
+	const spread = 40 // ms: the program starts in about 15, and removes in about 20
 	for i := range rounds {
 		args := [][]string{{"prune", "--all"}, {"prune", "--all", "--json"}, {"verify", "--remove"}, {"inspect", "used", "second"}}[i%4]
 		p := n.start(t, run{args: append([]string{"image"}, args...)})
