@@ -157,7 +157,8 @@ func (dir fileAPI) Collection(ctx context.Context, id string) (Record, error) {
 
 // SaveCollection replaces the file ID, unless there is a file ID.refuse with
 // "403" or the text of another error in it. It counts in ID.saves. A file
-// ID.replace says what becomes of replace: "ignore" or "refuse".
+// ID.replace says what becomes of replace, "ignore" or "refuse"; with "nothing" in
+// it nothing is ever replaced.
 func (dir fileAPI) SaveCollection(ctx context.Context, id, manifest string, replace map[string]string) (Record, error) {
 	f, err := os.OpenFile(filepath.Join(string(dir), id+".saves"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -179,6 +180,9 @@ func (dir fileAPI) SaveCollection(ctx context.Context, id, manifest string, repl
 		return Record{}, err
 	}
 	how, _ := os.ReadFile(filepath.Join(string(dir), id+".replace"))
+	if string(how) == "nothing" {
+		return rec, nil
+	}
 	if replace != nil && string(how) == "refuse" {
 		return Record{}, fmt.Errorf("422: %w", ErrNoReplace)
 	}

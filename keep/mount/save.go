@@ -23,6 +23,9 @@ import (
 // failed, a little later. Before saving, and at lookups when RefreshTime has
 // passed, the record is read, and what others have changed is merged.
 
+// errNotTaken says that an API server did nothing of what it was asked for.
+var errNotTaken = errors.New("the API server has answered without an error, but with the old content")
+
 // finalSave is how long the mount's end waits until what is not saved yet is.
 const finalSave = 15 * time.Second
 
@@ -306,7 +309,10 @@ func (s *server) put(ctx context.Context, l *live, have *Record, manifest string
 	switch rec.PortableDataHash {
 	case keep.PortableDataHash(manifest):
 	case have.PortableDataHash:
-		return ErrNoReplace // the parameter was passed over
+		if replace != nil {
+			return ErrNoReplace // the parameter was passed over
+		}
+		return errNotTaken
 	default:
 		if err := s.merge(l, manifest, rec); err != nil {
 			return err

@@ -249,6 +249,20 @@ func TestSaveWhole(t *testing.T) {
 	}
 }
 
+// An API server that takes nothing, and says no word about it, is not asked again
+// and again by who waits for the save.
+func TestSaveNothing(t *testing.T) {
+	w, dir := mountSaved(t, func(w *world) string { return ". " + w.put([]byte("foo")) + " 0:3:foo\n" })
+	how := filepath.Join(w.api, savedUUID+".replace")
+	must(t, os.WriteFile(how, []byte("nothing"), 0o600))
+	if err := os.WriteFile(dir+"/new", []byte("new"), 0o666); !errors.Is(err, syscall.EIO) {
+		t.Errorf("close: %v", err)
+	}
+	w.waitLog(regexp.MustCompile("ERROR: collection " + savedUUID + " cannot be saved.*" + "old content"))
+	must(t, os.Remove(how))
+	waitFor(t, "another attempt", func() bool { _, ok := w.onRecord()["new"]; return ok })
+}
+
 // A name that the kernel still takes for what others have replaced leads to the
 // new file when it is opened for writing.
 func TestSaveStaleName(t *testing.T) {
