@@ -278,9 +278,6 @@ func (c *Cluster) KeepURL() string {
 	return "http://" + net.JoinHostPort(c.addrs[0].host(), strconv.Itoa(c.addrs[0].keepPort()))
 }
 
-// ClusterID is the first part of all UUIDs.
-func (c *Cluster) ClusterID() string { return c.ids.ClusterID }
-
 // CAFile is the file with the certificate that clients have to trust, for
 // SSL_CERT_FILE.
 func (c *Cluster) CAFile() string { return filepath.Join(c.dir, caCertFile) }

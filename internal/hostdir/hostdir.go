@@ -46,9 +46,6 @@ func Open(name string) (*Dir, error) {
 // Close releases the descriptor; files opened through d stay open.
 func (d *Dir) Close() error { return unix.Close(d.fd) }
 
-// Name is the host path d was opened with.
-func (d *Dir) Name() string { return d.name }
-
 // Path is the host path of name, for messages only.
 func (d *Dir) Path(name string) string { return filepath.Join(d.name, name) }
 

@@ -178,35 +178,21 @@ const retryEvery = 2 * time.Second
 // retryUploads tries failed uploads again, until ctx ends. Without it one outage
 // of Keep would make all later writes fail.
 func (s *server) retryUploads(ctx context.Context) {
-	ticker := time.NewTicker(retryEvery)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
+	every(ctx, retryEvery, func() {
 		for _, l := range s.lives() {
 			if err := l.files.Err(); err != nil {
 				s.writeError(l, err)
 				_ = l.files.Flush(ctx, "", true) // fails only with ctx
 			}
 		}
-	}
+	})
 }
 
 // renewBlocks keeps what is stored of the new collections readable, savable and
 // from being collected as garbage, until ctx ends: a container may run for
 // longer than signatures last. Those of half that time are renewed.
 func (s *server) renewBlocks(ctx context.Context) {
-	ticker := time.NewTicker(max(s.ttl/8, time.Second))
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
+	every(ctx, max(s.ttl/8, time.Second), func() {
 		for _, l := range s.lives() {
 			if l.origin != nil {
 				s.freshenLive(ctx, l) // its record has new ones
@@ -216,7 +202,7 @@ func (s *server) renewBlocks(ctx context.Context) {
 				s.log.warningf("collection %s: signatures of stored blocks cannot be renewed, trying again later: %v", l.name, err)
 			}
 		}
-	}
+	})
 }
 
 // recordText stores everything and returns the content of .arvados#collection.

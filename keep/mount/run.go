@@ -154,20 +154,27 @@ const idleAfter = 5 * time.Second
 
 // watchIdle calls idle once after each burst of requests.
 func (s *server) watchIdle(ctx context.Context, idle func()) {
-	ticker := time.NewTicker(idleAfter)
-	defer ticker.Stop()
 	var seen, freed int64
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
+	every(ctx, idleAfter, func() {
 		now := s.stats.total()
 		if now == seen && now != freed {
 			idle()
 			freed = now
 		}
 		seen = now
+	})
+}
+
+// every calls do at that interval, one call after the other, until ctx ends.
+func every(ctx context.Context, interval time.Duration, do func()) {
+	ticker := time.NewTicker(interval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			do()
+		}
 	}
 }

@@ -369,20 +369,13 @@ func (s *server) saveChange(cancel <-chan struct{}, header *fuse.InHeader, l *li
 
 // saveLater saves what nobody waits for, until ctx ends.
 func (s *server) saveLater(ctx context.Context) {
-	ticker := time.NewTicker(retryEvery)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
+	every(ctx, retryEvery, func() {
 		for _, l := range s.lives() {
 			if o := l.origin; o != nil && o.wanted.Load() && !o.clean() && since(&o.saving) > min(s.pause(), s.opts.RefreshTime) {
 				s.saveStatus(ctx, l, s.save(ctx, l))
 			}
 		}
-	}
+	})
 }
 
 // saveLast saves what is not saved when the mount has ended.

@@ -109,17 +109,10 @@ func report(now, before sample, interval time.Duration) string {
 
 // reportStats writes a report every interval until ctx ends.
 func reportStats(ctx context.Context, s *stats, counters func() Counters, log *logger, interval time.Duration) {
-	ticker := time.NewTicker(interval)
-	defer ticker.Stop()
 	before := s.sample(counters)
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
+	every(ctx, interval, func() {
 		now := s.sample(counters)
 		log.write(report(now, before, interval))
 		before = now
-	}
+	})
 }

@@ -120,6 +120,3 @@ func (r Resolver) resolv(servers []netip.Addr) []byte {
 	b.WriteString(r.Other)
 	return []byte(b.String())
 }
-
-// Addresses are the name servers' that can be reached from elsewhere.
-func (r Resolver) Addresses() []netip.Addr { return r.Servers }
