@@ -24,25 +24,6 @@ func IsAPILocator(s string) bool {
 	return validHints(rest)
 }
 
-// ClientLocatorSize reads s as the reference Go client does, which is more
-// liberal than ParseLocator: 32 lower-case digits, then nothing or "+" and
-// anything but a line feed. size is -1 if the first hint is not an integer.
-func ClientLocatorSize(s string) (size int64, ok bool) {
-	rest, ok := cutHash(s, true)
-	if !ok || strings.IndexByte(rest, '\n') >= 0 || rest != "" && rest[0] != '+' {
-		return 0, false
-	}
-	if rest == "" {
-		return -1, true
-	}
-	hint, _, _ := strings.Cut(rest[1:], "+")
-	size, err := strconv.ParseInt(hint, 10, 64)
-	if err != nil {
-		return -1, true
-	}
-	return size, true
-}
-
 // ErrNoSuchPath says that a URL path is not a block path at all, as opposed to
 // ErrInvalidLocator: keepstore answers both with 400 but with different texts.
 var ErrNoSuchPath = errors.New("not a block path")

@@ -228,16 +228,6 @@ func (s *streamWriter) token(pos, length int64, name string) {
 	s.files = appendEscaped(s.files, name, true)
 }
 
-// NormalizeManifest returns the form that MarshalManifest writes: the same
-// tree, one line per directory, in a fixed order.
-func NormalizeManifest(manifest string) (string, error) {
-	root := newDir(".")
-	if err := parseManifest(root, manifest); err != nil {
-		return "", err
-	}
-	return render(new(Collection).freeze(nil, root, []byte("."))), nil
-}
-
 // PortableDataHash returns the content address of a manifest: the MD5 of its
 // text with every block token cut to HASH+SIZE, "+", and that text's length.
 // It depends on the exact text, not on the tree.

@@ -61,27 +61,6 @@ func ParseServices(value string) (services FixedServices, bad []string) {
 	return services, bad
 }
 
-// ServiceUUID returns the UUID that a keepstore named in a cluster's
-// configuration has for clients that read the configuration. rendezvous is the
-// service's Rendezvous value, or its InternalURL with its trailing slash.
-func ServiceUUID(clusterID, rendezvous string) string {
-	return clusterID + "-bi6l4-" + rendezvousSuffix(rendezvous, 15)
-}
-
-// ListedServiceUUID returns the UUID of the same service in the API server's
-// list, which is one character longer unless Rendezvous is set as it should be.
-func ListedServiceUUID(clusterID, rendezvous string) string {
-	return clusterID + "-bi6l4-" + rendezvousSuffix(rendezvous, 16)
-}
-
-func rendezvousSuffix(s string, digits int) string {
-	if len(s) == 15 && isAlphanumeric(s) {
-		return s
-	}
-	sum := md5.Sum([]byte(s))
-	return hex.EncodeToString(sum[:])[:digits]
-}
-
 func isAlphanumeric(s string) bool {
 	for i := range len(s) {
 		c := s[i]
@@ -100,8 +79,8 @@ func ProbeOrder(hash string, services []Service) []Service {
 
 // MountProbeOrder is ProbeOrder as Arvados' FUSE mount has it: by the last 15
 // characters of a UUID, whatever its length. The two differ for the UUIDs of the
-// API server's list, which have one character more than others
-// (ListedServiceUUID); then each finds sooner what its own kind has written.
+// API server's list, which have one character more than others unless a service's
+// Rendezvous is set; then each finds sooner what its own kind has written.
 func MountProbeOrder(hash string, services []Service) []Service {
 	return orderBy(services, func(uuid string) string {
 		sum := md5.Sum([]byte(hash + uuid[max(len(uuid)-15, 0):]))

@@ -1,7 +1,12 @@
 package keep
 
+// What an API server and the reference client do, for tests to hold ours against.
+
 import (
+	"crypto/md5"
+	"encoding/hex"
 	"fmt"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 )
@@ -84,4 +89,54 @@ func isAPIPath(path string) bool {
 		}
 	}
 	return true
+}
+
+// NormalizeManifest returns the form that MarshalManifest writes: the same
+// tree, one line per directory, in a fixed order.
+func NormalizeManifest(manifest string) (string, error) {
+	root := newDir(".")
+	if err := parseManifest(root, manifest); err != nil {
+		return "", err
+	}
+	return render(new(Collection).freeze(nil, root, []byte("."))), nil
+}
+
+// ClientLocatorSize reads s as the reference Go client does, which is more
+// liberal than ParseLocator: 32 lower-case digits, then nothing or "+" and
+// anything but a line feed. size is -1 if the first hint is not an integer.
+func ClientLocatorSize(s string) (size int64, ok bool) {
+	rest, ok := cutHash(s, true)
+	if !ok || strings.IndexByte(rest, '\n') >= 0 || rest != "" && rest[0] != '+' {
+		return 0, false
+	}
+	if rest == "" {
+		return -1, true
+	}
+	hint, _, _ := strings.Cut(rest[1:], "+")
+	size, err := strconv.ParseInt(hint, 10, 64)
+	if err != nil {
+		return -1, true
+	}
+	return size, true
+}
+
+// ServiceUUID returns the UUID that a keepstore named in a cluster's
+// configuration has for clients that read the configuration. rendezvous is the
+// service's Rendezvous value, or its InternalURL with its trailing slash.
+func ServiceUUID(clusterID, rendezvous string) string {
+	return clusterID + "-bi6l4-" + rendezvousSuffix(rendezvous, 15)
+}
+
+// ListedServiceUUID returns the UUID of the same service in the API server's
+// list, which is one character longer unless Rendezvous is set as it should be.
+func ListedServiceUUID(clusterID, rendezvous string) string {
+	return clusterID + "-bi6l4-" + rendezvousSuffix(rendezvous, 16)
+}
+
+func rendezvousSuffix(s string, digits int) string {
+	if len(s) == 15 && isAlphanumeric(s) {
+		return s
+	}
+	sum := md5.Sum([]byte(s))
+	return hex.EncodeToString(sum[:])[:digits]
 }
