@@ -162,6 +162,7 @@ func (b *sentBody) sendTo(conn *net.TCPConn, limit int64) (sent int64, err error
 		case err == io.EOF:
 			return sent, nil
 		case errors.Is(err, errNoSendfile):
+			// The ordinary way tells the file's errors from the connection's.
 			n, err := io.Copy(struct{ io.Writer }{conn}, io.LimitReader(b, limit-sent))
 			return sent + n, err
 		case err != nil:
@@ -171,7 +172,8 @@ func (b *sentBody) sendTo(conn *net.TCPConn, limit int64) (sent int64, err error
 	return sent, nil
 }
 
-// errNoSendfile says that the file system does not offer it.
+// errNoSendfile says that the file system does not offer it, or that it failed:
+// because of the file or of the connection.
 var errNoSendfile = errors.New("no sendfile")
 
 // sendfile sends at most want bytes of part from off on. None, without an error,
@@ -186,16 +188,13 @@ func sendfile(conn syscall.RawConn, part FilePart, off int64, want int) (n int, 
 			}
 		}
 	})
-	n = max(n, 0)
 	switch {
 	case waitErr != nil:
-		return n, waitErr
-	case err == unix.EINVAL || err == unix.ENOSYS || err == unix.EOPNOTSUPP:
+		return max(n, 0), waitErr
+	case err != nil:
 		return 0, errNoSendfile
-	case err == unix.EIO:
-		return n, fmt.Errorf("%w: %w", ErrUnreadable, os.NewSyscallError("sendfile", err))
 	}
-	return n, os.NewSyscallError("sendfile", err)
+	return n, nil
 }
 
 // conn is a connection over which request bodies go without a copy in between.
