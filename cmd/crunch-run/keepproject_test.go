@@ -62,6 +62,9 @@ func TestKeepMountProjects(t *testing.T) {
 	collection(inner, "deep")
 	create("group", attrs{"name": "view", "group_class": "filter", "owner_uuid": project,
 		"properties": attrs{"filters": [][]any{{"collections.name", "=", "deep"}}}})
+	circle := attrs{"filters": [][]any{{"groups.name", "in", []string{"all", "every", "inner"}}}}
+	all := create("group", attrs{"name": "all", "group_class": "filter", "properties": circle})
+	create("group", attrs{"name": "every", "group_class": "filter", "properties": circle})
 
 	dir, p := c.startMount(t, n, nil, "--read-write", "--refresh-time", "0")
 	top := filepath.Join(dir, "by_id", project)
@@ -83,6 +86,16 @@ func TestKeepMountProjects(t *testing.T) {
 		if text, err := os.ReadFile(filepath.Join(top, name)); string(text) != "f\n" {
 			t.Errorf("%s: %q %v", name, text, err)
 		}
+	}
+	// Filter groups that contain themselves and each other have an end.
+	var walked []string
+	if err := filepath.WalkDir(filepath.Join(dir, "by_id", all), func(name string, d os.DirEntry, err error) error {
+		if walked = append(walked, d.Name()); len(walked) > 100 {
+			return filepath.SkipAll
+		}
+		return err
+	}); err != nil || !slices.Equal(walked, []string{all, "every", "inner", "deep", "f", "inner", "deep", "f"}) {
+		t.Errorf("%q %v", walked, err)
 	}
 	if info, err := os.Stat(top); err != nil || info.Mode() != os.ModeDir|0o555 {
 		t.Errorf("project: %v %v", info.Mode(), err)

@@ -121,11 +121,11 @@ func signatureExpiry(manifest string) time.Time {
 	}
 }
 
-// load makes a collection for by_id. It takes as long as the API client
+// load makes a collection for d. It takes as long as the API client
 // retries.
-func (s *server) load(ctx context.Context, id string, pdh bool) (*collection, error) {
+func (s *server) load(ctx context.Context, d *byID, id string, pdh bool) (*collection, error) {
 	if isProject(id) {
-		return s.loadProject(ctx, id)
+		return s.loadProject(ctx, d, id)
 	}
 	if !pdh && s.opts.ReadWrite {
 		return s.loadLive(ctx, id)

@@ -59,6 +59,7 @@ func makeFixed(dirs []Dir) map[uint64]*fixedNode {
 // byID is a directory whose entries come into being when they are looked up.
 type byID struct {
 	byUUID bool
+	around []string // UUIDs of the projects in which it is
 
 	mu      sync.Mutex
 	loaded  map[string]*collection
@@ -91,7 +92,7 @@ func (s *server) get(ctx context.Context, d *byID, name string, pdh bool) (*coll
 		l = &loading{done: make(chan struct{})}
 		d.loading[name] = l
 		s.background(func(ctx context.Context) {
-			l.coll, l.err = s.load(ctx, name, pdh)
+			l.coll, l.err = s.load(ctx, d, name, pdh)
 			d.mu.Lock()
 			delete(d.loading, name)
 			if l.err == nil {

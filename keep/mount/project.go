@@ -51,7 +51,7 @@ type listing struct {
 
 func isProject(uuid string) bool { return isUUID(uuid, "-j7d0g-") }
 
-func (s *server) loadProject(ctx context.Context, uuid string) (*collection, error) {
+func (s *server) loadProject(ctx context.Context, d *byID, uuid string) (*collection, error) {
 	if s.backend.Projects == nil {
 		return nil, fs.ErrNotExist
 	}
@@ -60,6 +60,7 @@ func (s *server) loadProject(ctx context.Context, uuid string) (*collection, err
 		return nil, err
 	}
 	p := &project{Item: item, ino: s.inodes(1), byID: newByID(true), lock: make(chan struct{}, 1)}
+	p.byID.around = append(slices.Clip(d.around), uuid)
 	p.node = s.nodes.add(region{proj: p})
 	return &collection{id: uuid, ino: p.ino, proj: p}, nil
 }
@@ -99,6 +100,9 @@ func (s *server) list(ctx context.Context, p *project) (*listing, error) {
 		return old, nil
 	}
 	p.fetched.Store(time.Now().UnixNano())
+	// A filter group may contain itself, and what it is in: who goes through all
+	// directories would never come to an end.
+	items = slices.DeleteFunc(items, func(i Item) bool { return slices.Contains(p.byID.around, i.UUID) })
 	l := newListing(items, s.backend.SlashSubstitute)
 	p.listing.Store(l)
 	return l, nil
