@@ -114,20 +114,13 @@ func (c *call) contents(uuid string) (any, error) {
 		if q.Limit == 0 || cut {
 			continue
 		}
-		rs, err := c.tx.Select(part.res.table, q)
+		found, err := part.items(q, sel)
 		if err != nil {
 			return nil, err
 		}
-		for _, r := range rs {
-			item, err := part.render(r, sel)
-			if err != nil {
-				return nil, err
-			}
-			item["kind"] = part.res.kind
-			items = append(items, item)
-		}
+		items = append(items, found...)
 		// The next page goes on where this one ended.
-		cut = int64(len(rs)) < min(q.Limit, n-q.Offset)
+		cut = int64(len(found)) < min(q.Limit, n-q.Offset)
 	}
 	out := map[string]any{"kind": "arvados#objectList", "offset": offset, "limit": limit, "items": items, "included": []any{}}
 	if exact {

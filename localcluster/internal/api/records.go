@@ -90,17 +90,8 @@ func (c *call) list(string) (any, error) {
 	q.Limit, q.Offset, q.MaxText = limit, offset, pageText
 	items := []map[string]any{}
 	if limit > 0 {
-		rs, err := c.tx.Select(c.res.table, q)
-		if err != nil {
+		if items, err = c.items(q, sel); err != nil {
 			return nil, err
-		}
-		for _, r := range rs {
-			item, err := c.render(r, sel)
-			if err != nil {
-				return nil, err
-			}
-			item["kind"] = c.res.kind
-			items = append(items, item)
 		}
 	}
 	out := map[string]any{"kind": c.res.kind + "List", "offset": offset, "limit": limit, "items": items}
@@ -118,6 +109,22 @@ func (c *call) list(string) (any, error) {
 		out["items_available"] = n
 	}
 	return out, nil
+}
+
+// items are the records that q finds, as a list shows them.
+func (c *call) items(q store.Query, sel []string) ([]map[string]any, error) {
+	rs, err := c.tx.Select(c.res.table, q)
+	if err != nil {
+		return nil, err
+	}
+	items := make([]map[string]any, len(rs))
+	for i, r := range rs {
+		if items[i], err = c.render(r, sel); err != nil {
+			return nil, err
+		}
+		items[i]["kind"] = c.res.kind
+	}
+	return items, nil
 }
 
 // listQuery reads filters, order, distinct and include_trash.
