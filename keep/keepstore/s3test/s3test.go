@@ -129,6 +129,8 @@ func (s *Server) await(ready func() error) {
 
 func (s *Server) run() {
 	s.t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.cmd = s.command()
 	s.cmd.Stdout, s.cmd.Stderr = &s.said, &s.said
 	var err error
