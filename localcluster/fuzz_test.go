@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"crunch-oci/internal/syncbuf"
 )
 
 // FuzzRequest sends anything to the API, with an administrator's token: the
@@ -36,7 +38,7 @@ func FuzzRequest(f *testing.F) {
 			f.Add(e.Request.Method, path, e.Request.Headers["Content-Type"], []byte(bodyText(e.Request.Body)))
 		}
 	}
-	var said saidErrors
+	var said syncbuf.Buffer
 	c := start(f, Options{NoSync: true, Log: slog.New(slog.NewTextHandler(&said, &slog.HandlerOptions{Level: slog.LevelError}))})
 	cl := clientOf(f, c, c.SystemRootToken())
 	cl.image("busybox:latest")

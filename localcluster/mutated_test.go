@@ -1,7 +1,6 @@
 package localcluster
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -14,8 +13,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
+
+	"crunch-oci/internal/syncbuf"
 )
 
 // strange are values that clients do not send, as JSON.
@@ -88,7 +88,7 @@ func TestMutatedRequests(t *testing.T) {
 	}
 	t.Logf("LOCALCLUSTER_TEST_SEED=%d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 2))
-	var said saidErrors
+	var said syncbuf.Buffer
 	c := start(t, Options{NoSync: true, Log: slog.New(slog.NewTextHandler(&said, &slog.HandlerOptions{Level: slog.LevelError}))})
 	r := newReplayer(t, c)
 	files, err := filepath.Glob(filepath.Join(capturesDir, "[0-9]*.json"))
@@ -169,22 +169,4 @@ func TestMutatedRequests(t *testing.T) {
 		answers[a.status]++
 	}
 	t.Logf("answers by status: %v", answers)
-}
-
-// saidErrors is what is logged.
-type saidErrors struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (s *saidErrors) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.text.Write(p)
-}
-
-func (s *saidErrors) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.text.String()
 }

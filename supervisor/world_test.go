@@ -1,7 +1,6 @@
 package supervisor
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -22,6 +21,7 @@ import (
 
 	"crunch-oci/arvados"
 	"crunch-oci/imagestore"
+	"crunch-oci/internal/syncbuf"
 	"crunch-oci/keep"
 	"crunch-oci/keep/keeptest"
 	"crunch-oci/oci"
@@ -41,7 +41,7 @@ type world struct {
 	keep    *keeptest.Server
 	mounter *fakeMounter
 	runtime *fakeRuntime
-	stderr  syncBuffer
+	stderr  syncbuf.Buffer
 	logTree *keep.Collection
 	image   string // name of the tarball
 
@@ -489,21 +489,3 @@ func (w *world) readable(text string) string {
 }
 
 var requestID = regexp.MustCompile(`req-[0-9a-z]{20}`)
-
-// syncBuffer is a bytes.Buffer for several goroutines.
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
-}

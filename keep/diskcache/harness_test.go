@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/md5"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -21,38 +20,19 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crunch-oci/internal/forkthread"
+	"crunch-oci/internal/mountns/mountnstest"
 	"crunch-oci/keep"
 	"crunch-oci/keep/keeptest"
 )
 
 // Several processes share a cache: this binary again, in another role.
-const (
-	roleVar    = "DISKCACHE_TEST_ROLE"
-	privateVar = "DISKCACHE_TEST_PRIVATE"
-)
+const roleVar = "DISKCACHE_TEST_ROLE"
 
 func TestMain(m *testing.M) {
-	switch {
-	case os.Getenv(roleVar) != "":
+	if os.Getenv(roleVar) != "" {
 		os.Exit(readerRole())
-	case os.Getuid() == 0 && os.Getenv(privateVar) == "":
-		// What is mounted here is gone when the tests are.
-		cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-		cmd.Env = append(os.Environ(), privateVar+"=1")
-		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Unshareflags: syscall.CLONE_NEWNS}
-		var err error
-		forkthread.Do(func() { err = cmd.Run() })
-		var exit *exec.ExitError
-		if errors.As(err, &exit) {
-			os.Exit(exit.ExitCode())
-		} else if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	os.Exit(mountnstest.Run(m))
 }
 
 // readerRole reads the blocks named on its standard input, one locator a line,

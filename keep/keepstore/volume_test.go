@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"crunch-oci/internal/syncbuf"
 )
 
 // A copy damaged on disk is never served, and is replaced by the next PUT.
@@ -533,7 +535,7 @@ func (s *slowly) Read(p []byte) (int, error) {
 
 // The log names blocks but never how to get at them.
 func TestLogHasNoSecrets(t *testing.T) {
-	var buf lockedBuffer
+	var buf syncbuf.Buffer
 	c := start(t, func(cfg *Config) { cfg.Logger = jsonLogger(&buf) })
 	foo := []byte("foo")
 	signed := c.put(foo)

@@ -23,7 +23,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -31,6 +30,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crunch-oci/internal/forkthread"
+	"crunch-oci/internal/mountns/mountnstest"
+	"crunch-oci/internal/syncbuf"
 	"crunch-oci/keep"
 	"crunch-oci/keep/diskcache"
 	"crunch-oci/keep/keepstore"
@@ -43,10 +44,7 @@ const roleVar = "MOUNT_TEST_ROLE"
 func TestMain(m *testing.M) {
 	switch os.Getenv(roleVar) {
 	case "":
-		if os.Getuid() == 0 && os.Getenv(privateVar) == "" && !slices.Contains(os.Args, "-test.fuzzworker") {
-			os.Exit(runInNamespace())
-		}
-		os.Exit(m.Run())
+		os.Exit(mountnstest.Run(m))
 	case "mount":
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 		defer stop()
@@ -56,29 +54,6 @@ func TestMain(m *testing.M) {
 	case "reader":
 		os.Exit(readerRole())
 	}
-}
-
-// privateVar is set in a test process that has a mount namespace of its own.
-const privateVar = "MOUNT_TEST_PRIVATE"
-
-// runInNamespace runs the tests where whatever they mount is gone when they are,
-// also if they die in the middle.
-func runInNamespace() int {
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), privateVar+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Unshareflags: syscall.CLONE_NEWNS}
-	var err error
-	forkthread.Do(func() { err = cmd.Run() })
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		return exit.ExitCode()
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return 0
 }
 
 const (
@@ -243,7 +218,7 @@ type world struct {
 	dir    string // mount point
 	cmd    *exec.Cmd
 	exited chan struct{}
-	stderr *lockedBuffer
+	stderr *syncbuf.Buffer
 }
 
 func newWorld(t testing.TB) *world {
@@ -257,7 +232,7 @@ func newWorldTTL(t testing.TB, ttl time.Duration) *world {
 	if os.Getuid() != 0 {
 		t.Skip("mounting needs root")
 	}
-	w := &world{t: t, api: t.TempDir(), root: t.TempDir(), dir: t.TempDir(), stderr: new(lockedBuffer)}
+	w := &world{t: t, api: t.TempDir(), root: t.TempDir(), dir: t.TempDir(), stderr: new(syncbuf.Buffer)}
 	w.signer = keep.Signer{Key: signingKey, TTL: ttl}
 	var err error
 	w.store, err = keepstore.New(keepstore.Config{
@@ -393,23 +368,6 @@ func (w *world) path(parts ...string) string {
 	return w.dir + "/" + strings.Join(parts, "/")
 }
 
-type lockedBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
-}
-
 // waitLog waits for a line of the server, which comes through a pipe.
 func (w *world) waitLog(line *regexp.Regexp) {
 	w.t.Helper()
@@ -463,7 +421,7 @@ func (w *world) remount(args ...string) {
 func (w *world) another(args ...string) *world {
 	w.t.Helper()
 	o := *w
-	o.dir, o.stderr = w.t.TempDir(), new(lockedBuffer)
+	o.dir, o.stderr = w.t.TempDir(), new(syncbuf.Buffer)
 	o.mount(args...)
 	return &o
 }

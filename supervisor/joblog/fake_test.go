@@ -1,7 +1,6 @@
 package joblog
 
 import (
-	"bytes"
 	"context"
 	"crypto/md5"
 	"encoding/json"
@@ -13,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"crunch-oci/internal/syncbuf"
 )
 
 const testUUID = "zzzzz-dz642-s2zuqk7ijbnfxqh"
@@ -134,32 +135,15 @@ func body(q Request) string {
 	return string(b)
 }
 
-func newTestLog(t *testing.T, c Config) (*Log, *memTree, *recorder, *syncBuffer) {
+func newTestLog(t *testing.T, c Config) (*Log, *memTree, *recorder, *syncbuf.Buffer) {
 	t.Helper()
-	tree, rec, stderr := &memTree{}, &recorder{}, &syncBuffer{}
+	tree, rec, stderr := &memTree{}, &recorder{}, &syncbuf.Buffer{}
 	c.UUID, c.Tree, c.Saver, c.Stderr = testUUID, tree, rec, stderr
 	l, err := New(c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return l, tree, rec, stderr
-}
-
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
 }
 
 // vectors decodes one list of testdata/spec/logs-and-stats.json.

@@ -1,42 +1,24 @@
 package keepmount
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"crunch-oci/internal/syncbuf"
+
 	"golang.org/x/sys/unix"
 )
 
-// buffer is a bytes.Buffer for two goroutines.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
-
 // The servers of these tests are shell scripts that mount a tmpfs, or fail to.
-func start(t *testing.T, ctx context.Context, script string, inherit ...*os.File) (*Server, *buffer, string, error) {
+func start(t *testing.T, ctx context.Context, script string, inherit ...*os.File) (*Server, *syncbuf.Buffer, string, error) {
 	t.Helper()
-	dir, log := t.TempDir(), new(buffer)
+	dir, log := t.TempDir(), new(syncbuf.Buffer)
 	s, err := Start(ctx, Config{
 		Program: "/bin/sh", Args: []string{"-c", script, "server", dir}, Env: []string{"PATH=" + os.Getenv("PATH")},
 		ReadyVar: "READY_FD", Mountpoint: dir, Stdout: log, Stderr: log, Inherit: inherit,
@@ -137,7 +119,7 @@ func TestServerThatDiesLater(t *testing.T) {
 // A site's own arv-mount says nothing: its mount is seen in the table of mounts.
 func TestForeignServer(t *testing.T) {
 	// The blank, as the table of mounts shows it.
-	parent, link, log := t.TempDir(), filepath.Join(t.TempDir(), "link"), new(buffer)
+	parent, link, log := t.TempDir(), filepath.Join(t.TempDir(), "link"), new(syncbuf.Buffer)
 	dir := filepath.Join(parent, "a b")
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
@@ -182,7 +164,7 @@ func TestForeignServerThatFails(t *testing.T) {
 			}
 			_, err := Start(t.Context(), Config{
 				Program: program, Args: []string{"-c", c.script}, Env: []string{"PATH=" + os.Getenv("PATH")},
-				Mountpoint: t.TempDir(), Stdout: new(buffer), Stderr: new(buffer), limits: c.limits,
+				Mountpoint: t.TempDir(), Stdout: new(syncbuf.Buffer), Stderr: new(syncbuf.Buffer), limits: c.limits,
 			})
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("error %v, want %s", err, c.want)
@@ -197,7 +179,7 @@ func TestServerThatNeverGetsReady(t *testing.T) {
 	quick.ready = time.Millisecond
 	_, err := Start(t.Context(), Config{
 		Program: "/bin/sh", Args: []string{"-c", "exec sleep 1000"}, ReadyVar: "READY_FD",
-		Mountpoint: t.TempDir(), Stdout: new(buffer), Stderr: new(buffer), limits: quick,
+		Mountpoint: t.TempDir(), Stdout: new(syncbuf.Buffer), Stderr: new(syncbuf.Buffer), limits: quick,
 	})
 	if err == nil || !strings.Contains(err.Error(), "after 1ms") {
 		t.Errorf("error %v", err)
@@ -240,7 +222,7 @@ func TestStopWithOutputHeldOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	log := new(buffer)
+	log := new(syncbuf.Buffer)
 	s, err := Start(t.Context(), Config{
 		Program: "/bin/sh", Args: []string{"-c", `(read x <&4) & echo up >&2; echo ready >&3; exec sleep 1000`}, Env: []string{"PATH=" + os.Getenv("PATH")},
 		ReadyVar: "READY_FD", Mountpoint: t.TempDir(), Stdout: log, Stderr: log, Inherit: []*os.File{r},
