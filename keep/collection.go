@@ -28,7 +28,8 @@ type Collection struct {
 	// uploaded, so it can be waited for with a context: it has one token.
 	marshalMu chan struct{}
 
-	mu       sync.RWMutex
+	// mu is shared by all collections between which files can be moved, see Join.
+	mu       *sync.RWMutex
 	root     *node
 	mtime    time.Time
 	size     int64 // bytes in all files
@@ -62,6 +63,7 @@ func NewCollection(manifest string, blocks BlockReader) (*Collection, error) {
 	c := &Collection{
 		blocks:    blocks,
 		blockSize: MaxBlockSize,
+		mu:        new(sync.RWMutex),
 		root:      newDir("."),
 		mtime:     time.Now(),
 		slots:     make(chan struct{}, maxUploads),
@@ -71,6 +73,7 @@ func NewCollection(manifest string, blocks BlockReader) (*Collection, error) {
 	if err := parseManifest(c.root, manifest); err != nil {
 		return nil, err
 	}
+	c.root.dir.owner = c
 	c.size = c.root.totalSize()
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	return c, nil
@@ -312,15 +315,27 @@ func (c *Collection) rename(from, to string) error {
 
 // move makes n the entry base of parent, as rename(2) does.
 func (c *Collection) move(n, parent *node, base string) error {
+	if parent.child(base) == n {
+		return nil
+	}
+	if err := movable(n, parent, base); err != nil {
+		return err
+	}
+	c.unlink(n)
+	n.name = base
+	c.insert(parent, n)
+	return nil
+}
+
+// movable tells whether n can become the entry base of parent.
+func movable(n, parent *node, base string) error {
 	if parent.within(n) {
 		return syscall.EINVAL
 	}
 	if n.dir != nil && parent.depth()+n.height() > maxDepth {
 		return syscall.ENAMETOOLONG
 	}
-	if old := parent.child(base); old == n {
-		return nil
-	} else if old != nil {
+	if old := parent.child(base); old != nil {
 		switch {
 		case old.dir == nil && n.dir != nil:
 			return syscall.ENOTDIR
@@ -330,9 +345,6 @@ func (c *Collection) move(n, parent *node, base string) error {
 			return syscall.ENOTEMPTY
 		}
 	}
-	c.unlink(n)
-	n.name = base
-	c.insert(parent, n)
 	return nil
 }
 
@@ -362,16 +374,20 @@ func (c *Collection) unlink(n *node) {
 // memory is bounded too.
 func (c *Collection) orphan(n *node) {
 	if n.dir == nil && n.writers > 0 {
-		if c.orphans == nil {
-			c.orphans = make(map[*node]struct{})
-		}
-		c.orphans[n] = struct{}{}
+		c.adopt(n)
 	}
 	if n.dir != nil {
 		for _, e := range n.dir.entries {
 			c.orphan(e)
 		}
 	}
+}
+
+func (c *Collection) adopt(n *node) {
+	if c.orphans == nil {
+		c.orphans = make(map[*node]struct{})
+	}
+	c.orphans[n] = struct{}{}
 }
 
 func (c *Collection) touch(n *node) { n.mtime = time.Now() }

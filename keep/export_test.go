@@ -44,3 +44,10 @@ func (c *Collection) InMemory(f *File) (n int64) {
 	}
 	return n
 }
+
+// Orphans is how many removed files are held because they are written to.
+func (c *Collection) Orphans() int {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return len(c.orphans)
+}

@@ -125,7 +125,7 @@ func (f *File) Size() int64 {
 func (f *File) Stat() (FileInfo, error) {
 	f.c.mu.RLock()
 	defer f.c.mu.RUnlock()
-	return f.c.info(f.n), nil
+	return f.n.holder().info(f.n), nil
 }
 
 // Close ends the use of the handle. What was written stays in the collection.
@@ -139,7 +139,7 @@ func (f *File) Close() error {
 	if f.flag&(os.O_WRONLY|os.O_RDWR) != 0 {
 		f.c.mu.Lock()
 		if f.n.writers--; f.n.writers == 0 {
-			delete(f.c.orphans, f.n)
+			delete(f.n.holder().orphans, f.n)
 		}
 		f.c.mu.Unlock()
 	}

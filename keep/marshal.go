@@ -91,8 +91,9 @@ func (c *Collection) waitFor(ctx context.Context, src *source) error {
 			return cmp.Or(failed, ctx.Err(), fs.ErrClosed)
 		case uploading == nil:
 			// Whose write it was did not wait until it could begin.
-			c.claimAgain(src)
-			c.upload(ctx, src)
+			if c.claimAgain(src) {
+				c.upload(ctx, src)
+			}
 			continue
 		}
 		select {

@@ -138,7 +138,7 @@ func (m *merger) conflict(parent, n *node) {
 		}
 	}
 	m.c.insert(parent, n)
-	m.conflicts = append(m.conflicts, Node{m.c, n}.path())
+	m.conflicts = append(m.conflicts, n.path())
 }
 
 // unchanged tells whether the file l, of ours, is what old was, and will be:

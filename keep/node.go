@@ -2,6 +2,7 @@ package keep
 
 import (
 	"os"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -10,35 +11,35 @@ import (
 // also after it was removed: what an inode is to a local file system. Two Nodes
 // of the same file are equal. Its errors are syscall.Errno as a rule.
 type Node struct {
-	c *Collection
-	n *node
+	mu *sync.RWMutex // of the collection that it is in, and of those it can be moved to
+	n  *node
 }
 
 // Root is the top directory.
-func (c *Collection) Root() Node { return Node{c, c.root} }
+func (c *Collection) Root() Node { return Node{c.mu, c.root} }
 
 // IsDir tells whether it is a directory.
 func (x Node) IsDir() bool { return x.n.dir != nil }
 
 // Stat describes it, under its present name.
 func (x Node) Stat() FileInfo {
-	x.c.mu.RLock()
-	defer x.c.mu.RUnlock()
-	return x.c.info(x.n)
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.n.holder().info(x.n)
 }
 
 // Linked tells whether it can still be reached by a name.
 func (x Node) Linked() bool {
-	x.c.mu.RLock()
-	defer x.c.mu.RUnlock()
-	return x.n.attached(x.c.root)
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.n.attached(x.n.holder().root)
 }
 
 // Number returns a number for it, always the same: what next returns at the
 // first call.
 func (x Node) Number(next func() uint64) uint64 {
-	x.c.mu.Lock()
-	defer x.c.mu.Unlock()
+	x.mu.Lock()
+	defer x.mu.Unlock()
 	if x.n.number == 0 {
 		x.n.number = next()
 	}
@@ -47,14 +48,14 @@ func (x Node) Number(next func() uint64) uint64 {
 
 // Path is where it is now, relative to the root; of a removed one, where it was.
 func (x Node) Path() string {
-	x.c.mu.RLock()
-	defer x.c.mu.RUnlock()
-	return x.path()
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.n.path()
 }
 
-func (x Node) path() string {
+func (n *node) path() string {
 	path := ""
-	for n := x.n; n.parent != nil; n = n.parent {
+	for ; n.parent != nil; n = n.parent {
 		if path == "" {
 			path = n.name
 		} else {
@@ -66,13 +67,13 @@ func (x Node) path() string {
 
 // Lookup finds an entry of a directory.
 func (x Node) Lookup(name string) (Node, error) {
-	x.c.mu.RLock()
-	defer x.c.mu.RUnlock()
+	x.mu.RLock()
+	defer x.mu.RUnlock()
 	if x.n.dir == nil {
 		return Node{}, syscall.ENOTDIR
 	}
 	if n := x.n.child(name); n != nil {
-		return Node{x.c, n}, nil
+		return Node{x.mu, n}, nil
 	}
 	return Node{}, syscall.ENOENT
 }
@@ -85,14 +86,14 @@ type Entry struct {
 
 // List returns the entries of a directory in byte order of their names.
 func (x Node) List() []Entry {
-	x.c.mu.RLock()
-	defer x.c.mu.RUnlock()
+	x.mu.RLock()
+	defer x.mu.RUnlock()
 	if x.n.dir == nil {
 		return nil
 	}
 	list := make([]Entry, 0, len(x.n.dir.entries))
 	for _, e := range x.n.list() {
-		list = append(list, Entry{e.name, Node{x.c, e}})
+		list = append(list, Entry{e.name, Node{x.mu, e}})
 	}
 	return list
 }
@@ -103,7 +104,7 @@ func (x Node) add(name string, n *node) error {
 	switch {
 	case x.n.dir == nil:
 		return syscall.ENOTDIR
-	case !x.n.attached(x.c.root):
+	case !x.n.attached(x.n.holder().root):
 		return syscall.ENOENT
 	case x.n.child(name) != nil:
 		return syscall.EEXIST
@@ -111,47 +112,47 @@ func (x Node) add(name string, n *node) error {
 		return syscall.ENAMETOOLONG
 	}
 	n.name, n.mtime = name, time.Now()
-	x.c.insert(x.n, n)
+	x.n.holder().insert(x.n, n)
 	return nil
 }
 
 // Mkdir makes a directory in a directory.
 func (x Node) Mkdir(name string) (Node, error) {
-	x.c.mu.Lock()
-	defer x.c.mu.Unlock()
+	x.mu.Lock()
+	defer x.mu.Unlock()
 	n := newDir(name)
-	return Node{x.c, n}, x.add(name, n)
+	return Node{x.mu, n}, x.add(name, n)
 }
 
 // Create makes a file in a directory, where nothing may be of that name.
 func (x Node) Create(name string) (Node, error) {
-	if x.c.writer == nil {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.n.holder().writer == nil {
 		return Node{}, ErrNoWriter
 	}
-	x.c.mu.Lock()
-	defer x.c.mu.Unlock()
 	n := &node{}
-	return Node{x.c, n}, x.add(name, n)
+	return Node{x.mu, n}, x.add(name, n)
 }
 
 // Open opens a file; of the flags, how it is opened, O_TRUNC and O_APPEND count.
 func (x Node) Open(flag int) (*File, error) {
-	writable := flag&(os.O_WRONLY|os.O_RDWR) != 0
-	switch {
-	case x.n.dir != nil:
+	if x.n.dir != nil {
 		return nil, syscall.EISDIR
-	case writable && x.c.writer == nil:
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	c := x.n.holder()
+	writable := flag&(os.O_WRONLY|os.O_RDWR) != 0
+	if writable && c.writer == nil {
 		return nil, ErrNoWriter
 	}
-	name := x.Path()
-	x.c.mu.Lock()
-	defer x.c.mu.Unlock()
 	if writable && flag&os.O_TRUNC != 0 {
-		x.c.resize(x.n, 0)
+		c.resize(x.n, 0)
 	}
-	f := x.c.handle(x.n, name, flag)
-	if writable && !x.n.attached(x.c.root) {
-		x.c.orphan(x.n)
+	f := c.handle(x.n, x.n.path(), flag)
+	if writable && !x.n.attached(c.root) {
+		c.orphan(x.n)
 	}
 	return f, nil
 }
@@ -161,20 +162,20 @@ func (x Node) Truncate(size int64) error {
 	if x.n.dir != nil {
 		return syscall.EISDIR
 	}
-	return x.c.truncate(x.n, x.Path(), size)
+	return x.Collection().truncate(x.n, x.Path(), size)
 }
 
 // SetModTime sets the time that Stat shows. It is not stored.
 func (x Node) SetModTime(t time.Time) {
-	x.c.mu.Lock()
-	defer x.c.mu.Unlock()
+	x.mu.Lock()
+	defer x.mu.Unlock()
 	x.n.mtime = t
 }
 
 // Remove removes an entry: with dir an empty directory, else a file.
 func (x Node) Remove(name string, dir bool) error {
-	x.c.mu.Lock()
-	defer x.c.mu.Unlock()
+	x.mu.Lock()
+	defer x.mu.Unlock()
 	if x.n.dir == nil {
 		return syscall.ENOTDIR
 	}
@@ -189,28 +190,6 @@ func (x Node) Remove(name string, dir bool) error {
 	case dir && len(n.dir.entries) > 0:
 		return syscall.ENOTEMPTY
 	}
-	x.c.detach(n)
+	x.n.holder().detach(n)
 	return nil
-}
-
-// Rename moves an entry of x into a directory of the same collection, as
-// rename(2) does; without replace only if nothing has that name there.
-func (x Node) Rename(name string, to Node, newName string, replace bool) error {
-	if to.c != x.c {
-		return syscall.EXDEV
-	}
-	c := x.c
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if x.n.dir == nil || to.n.dir == nil {
-		return syscall.ENOTDIR
-	}
-	n := x.n.child(name)
-	if n == nil || !to.n.attached(c.root) {
-		return syscall.ENOENT
-	}
-	if !replace && to.n.child(newName) != nil {
-		return syscall.EEXIST
-	}
-	return c.move(n, to.n, newName)
 }

@@ -33,17 +33,17 @@ func (c *Collection) RenewWith(fetch func(context.Context) (manifest string, err
 
 // read reads a piece with a signature that is good, if there is one to be had.
 func (f *File) read(ctx context.Context, p []byte, piece piece) error {
-	r := f.c.renewal
-	if r == nil {
+	c := f.coll()
+	if c.renewal == nil {
 		return f.fetch(ctx, p, piece)
 	}
 	if end, ok := piece.Locator.SignedUntil(); ok && time.Until(end) < expiresSoon {
-		piece.Locator = f.newer(ctx, piece.Locator, renewPause)
+		piece.Locator = f.newer(ctx, c, piece.Locator, renewPause)
 	}
 	err := f.fetch(ctx, p, piece)
 	var re *ReadError
 	if errors.As(err, &re) && re.Refused() {
-		if newer := f.newer(ctx, piece.Locator, refusedPause); newer != piece.Locator {
+		if newer := f.newer(ctx, c, piece.Locator, refusedPause); newer != piece.Locator {
 			piece.Locator = newer
 			return f.fetch(ctx, p, piece)
 		}
@@ -51,9 +51,10 @@ func (f *File) read(ctx context.Context, p []byte, piece piece) error {
 	return err
 }
 
-// newer returns the locator with the latest signature that can be had.
-func (f *File) newer(ctx context.Context, old Locator, pause time.Duration) Locator {
-	r := f.c.renewal
+// newer returns the locator with the latest signature that can be had for c, in
+// which the file is.
+func (f *File) newer(ctx context.Context, c *Collection, old Locator, pause time.Duration) Locator {
+	r := c.renewal
 	select {
 	case r.lock <- struct{}{}:
 		defer func() { <-r.lock }()
@@ -72,7 +73,7 @@ func (f *File) newer(ctx context.Context, old Locator, pause time.Duration) Loca
 		return old // still worth a try, as clocks differ
 	}
 	fresh := signatures(manifest)
-	f.c.refresh(fresh)
+	c.refresh(fresh)
 	f.c.mu.Lock() // f may have been removed from the tree
 	f.n.eachSource(func(s *source) {
 		for i := range s.blocks {

@@ -34,6 +34,7 @@ type directory struct {
 	// sorted caches the entries in byte order of their names until the next
 	// change. It is atomic because readers fill it under the read lock.
 	sorted atomic.Pointer[[]*node]
+	owner  *Collection // of a root
 }
 
 func newDir(name string) *node { return &node{name: name, dir: &directory{}} }
@@ -133,6 +134,14 @@ func (n *node) attached(root *node) bool {
 		n = n.parent
 	}
 	return n == root
+}
+
+// holder is the collection that n is in, or was when it was removed.
+func (n *node) holder() *Collection {
+	for n.parent != nil {
+		n = n.parent
+	}
+	return n.dir.owner
 }
 
 // walk resolves a path of names separated by "/" from n. Empty names and "."

@@ -37,7 +37,7 @@ func (f *File) WriteAtContext(ctx context.Context, p []byte, off int64) (int, er
 	if err := f.writable(); err != nil {
 		return 0, err
 	}
-	if err := f.c.Err(); err != nil {
+	if err := f.coll().Err(); err != nil {
 		return 0, fmt.Errorf("write %q: %w", f.name, err)
 	}
 	return f.write(ctx, p, off)
@@ -78,6 +78,7 @@ func (c *Collection) truncate(n *node, name string, size int64) error {
 		return pathError("truncate", name, err)
 	}
 	c.mu.Lock()
+	c = n.holder()
 	full := c.resize(n, size)
 	c.mu.Unlock()
 	c.uploadAll(c.ctx, full)
@@ -145,18 +146,19 @@ func (f *File) Zero(off, length int64) error {
 		return pathError("write", f.name, syscall.EINVAL)
 	}
 	f.c.mu.Lock()
+	c := f.n.holder()
 	length = min(length, f.n.size()-off)
 	var full []*source
 	switch {
 	case length <= 0:
-	case length <= f.c.smallHole():
-		full = f.c.put(f.n, make([]byte, length), off)
+	case length <= c.smallHole():
+		full = c.put(f.n, make([]byte, length), off)
 	default:
 		f.n.extents = mergeExtents(cutExtents(f.n.extents, off, length, extent{hole, 0, length, off}))
 	}
 	f.n.mtime = time.Now()
 	f.c.mu.Unlock()
-	f.c.uploadAll(f.c.ctx, full)
+	c.uploadAll(c.ctx, full)
 	return nil
 }
 

@@ -88,7 +88,7 @@ func (c *Collection) filesWith(src *source) string {
 		}
 		if slices.ContainsFunc(n.extents, func(e extent) bool { return e.src == src || zeros && e.src == hole }) {
 			if count++; count <= most {
-				names = append(names, strconv.Quote(Node{c, n}.path()))
+				names = append(names, strconv.Quote(n.path()))
 			}
 		}
 	}
@@ -141,13 +141,17 @@ func (c *Collection) unclaim(src *source) {
 	c.release(src)
 }
 
-// claimAgain undoes unclaim. The caller holds marshalMu, so that nobody else
-// claims src meanwhile.
-func (c *Collection) claimAgain(src *source) {
+// claimAgain undoes unclaim. It tells whether it did: a collection to which the
+// file was moved meanwhile may have claimed src.
+func (c *Collection) claimAgain(src *source) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if !src.inMemory() {
+		return false
+	}
 	c.claim(src)
 	c.buffered -= src.size
+	return true
 }
 
 // release ends the upload of src, with or without success, for all who wait for

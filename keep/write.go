@@ -21,7 +21,7 @@ func (c *Collection) maxHeld() int { return 2 * cap(c.slots) * c.blockSize }
 // collection has failed, of whatever file, Write says so and takes nothing:
 // there is no point in producing the rest of an output that cannot be stored.
 func (f *File) Write(p []byte) (int, error) {
-	if err := f.c.Err(); err != nil {
+	if err := f.coll().Err(); err != nil {
 		return 0, fmt.Errorf("write %q: %w", f.name, err)
 	}
 	return f.Append(p)
@@ -56,8 +56,8 @@ func (f *File) AppendBlock(loc Locator) error {
 	src := &source{size: loc.Size(), sealed: true}
 	src.stored(loc)
 	f.n.extents = appendExtent(f.n.extents, src, 0, src.size)
-	if f.n.attached(f.c.root) {
-		f.c.size += src.size
+	if c := f.n.holder(); f.n.attached(c.root) {
+		c.size += src.size
 	}
 	return nil
 }
@@ -67,34 +67,36 @@ func (f *File) write(ctx context.Context, p []byte, off int64) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	full, tooMuch, err := f.c.write(f.n, p, off)
+	c, full, tooMuch, err := f.c.write(f.n, p, off)
 	if err != nil {
 		return 0, fmt.Errorf("write %q: %w", f.name, err)
 	}
-	f.c.uploadAll(ctx, full)
+	c.uploadAll(ctx, full)
 	if tooMuch {
-		f.c.relieve(ctx)
+		c.relieve(ctx)
 	}
 	return len(p), nil
 }
 
 // write puts p into n at off, or at its end if off is negative. It returns the
-// sources that have become full, which the caller must upload, and whether so
-// much has gathered in memory that it should be stored.
-func (c *Collection) write(n *node, p []byte, off int64) (full []*source, tooMuch bool, err error) {
+// collection that n is in by now, the sources that have become full, which the
+// caller must upload, and whether so much has gathered in memory that it should
+// be stored.
+func (c *Collection) write(n *node, p []byte, off int64) (in *Collection, full []*source, tooMuch bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c = n.holder()
 	size := n.size()
 	if off < 0 {
 		off = size
 	}
 	switch {
 	case c.ctx.Err() != nil:
-		return nil, false, fs.ErrClosed
+		return c, nil, false, fs.ErrClosed
 	case c.failed != nil && c.stuck+c.buffered > int64(c.maxHeld()):
-		return nil, false, c.failed
+		return c, nil, false, c.failed
 	case off > maxFileSize-int64(len(p)):
-		return nil, false, syscall.EFBIG
+		return c, nil, false, syscall.EFBIG
 	}
 	if end := off + int64(len(p)); end > size && n.attached(c.root) {
 		c.size += end - size
@@ -103,7 +105,7 @@ func (c *Collection) write(n *node, p []byte, off int64) (full []*source, tooMuc
 	if off > size {
 		full = c.extend(n, off)
 	}
-	return append(full, c.put(n, p, off)...), c.failed == nil && c.buffered > int64(c.maxBuffered()), nil
+	return c, append(full, c.put(n, p, off)...), c.failed == nil && c.buffered > int64(c.maxBuffered()), nil
 }
 
 // put overwrites and extends n from off on, which is at most its size. What is

@@ -2,12 +2,15 @@ package mount
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"crunch-oci/keep"
 )
 
 // server is the file system. It answers the kernel's requests directly (the raw
@@ -28,9 +31,14 @@ type server struct {
 
 	fixed   map[uint64]*fixedNode
 	nodes   regions
-	liveMu  sync.Mutex
-	live    []*live // protected by liveMu
 	nextIno atomic.Uint64
+
+	liveMu    sync.RWMutex
+	live      []*live                    // protected by liveMu
+	byFiles   map[*keep.Collection]*live // the same; protected by liveMu
+	liveNodes *liveNodes
+	movable   bool             // there may be live collections with a record
+	joined    *keep.Collection // nothing but what live collections are joined with
 
 	handleMu   sync.RWMutex
 	handles    map[uint64]*handle
@@ -55,7 +63,12 @@ func newServer(ctx context.Context, opts Options, b Backend, log *logger) *serve
 		gid:           uint32(syscall.Getegid()),
 		fixed:         makeFixed(opts.Dirs),
 		handles:       make(map[uint64]*handle),
+		byFiles:       make(map[*keep.Collection]*live),
+		liveNodes:     &liveNodes{nodes: make(map[uint32]*liveNode), index: make(map[keep.Node]*liveNode)},
 	}
+	s.movable = opts.ReadWrite && slices.ContainsFunc(opts.Dirs, func(d Dir) bool { return d.ByUUID })
+	s.joined, _ = keep.NewCollection("", nil) // "" is a manifest
+	s.liveNodes.base = s.nodes.add(region{nodes: s.liveNodes}) - 1
 	if s.ttl <= 0 {
 		s.ttl = defaultTTL
 	}
@@ -103,6 +116,9 @@ func (s *server) validity(p place) time.Duration {
 		fetched = &p.live.origin.fetched
 	case p.snap != nil && !p.snap.coll.pdh:
 		fetched = &p.snap.coll.fetched
+	case p.live != nil && s.movable:
+		// It may get into one that has a record.
+		return s.opts.RefreshTime
 	default:
 		return forever
 	}

@@ -24,7 +24,9 @@ type fsx struct {
 	dir   string
 	flaky bool
 	// mine is what the names begin with, if others use the directory, too.
-	mine  string
+	mine string
+	// tops are several collections below dir, each with a slash at its end.
+	tops  []string
 	names []string
 	model map[string]*fsxFile
 	open  []*fsxHandle
@@ -59,6 +61,8 @@ func (x *fsx) failed(what string, err error) bool {
 	x.failures++
 	return true
 }
+
+func (x *fsx) top() string { return x.tops[x.rnd.Intn(len(x.tops))] }
 
 func (x *fsx) name() string { return x.names[x.rnd.Intn(len(x.names))] }
 
@@ -174,7 +178,7 @@ func (x *fsx) step() {
 		x.failed("fsync", h.Sync())
 	case op < 95:
 		// Stores everything.
-		_, err := os.ReadFile(x.dir + "/" + recordName)
+		_, err := os.ReadFile(x.dir + "/" + x.top() + recordName)
 		x.failed("record", err)
 	case op < 103:
 		x.append(n)
@@ -187,10 +191,17 @@ func (x *fsx) step() {
 		}
 	case op < 112:
 		// Open files go with their directory.
-		s, t := x.dir+"/"+x.mine+"s", x.dir+"/"+x.mine+"t"
+		s, t := x.dir+"/"+x.top()+x.mine+"s", x.dir+"/"+x.top()+x.mine+"t"
 		if !x.failed("rename", os.Rename(s, t)) {
 			x.read(h.File, h.file, off, n, 50)
-			x.failed("rename", os.Rename(t, s))
+			p := make([]byte, n)
+			x.rnd.Read(p)
+			if _, err := h.WriteAt(p, int64(off)); !x.failed("write", err) {
+				h.file.resize(max(len(h.file.data), off+n))
+				copy(h.file.data[off:], p)
+			}
+			for x.failed("rename", os.Rename(t, s)) {
+			}
 		}
 	case op < 114:
 		x.list()
@@ -288,17 +299,22 @@ func (x *fsx) copyRange(to *fsxHandle, off, n int) {
 // list compares the names with the model.
 func (x *fsx) list() {
 	var got []string
-	for _, dir := range []string{"", x.mine + "s/"} {
+	var dirs []string
+	for _, top := range x.tops {
+		dirs = append(dirs, top, top+x.mine+"s/")
+	}
+	for _, dir := range dirs {
 		list, err := os.ReadDir(x.dir + "/" + dir)
 		if err != nil {
 			x.t.Fatalf("operation %d: %v", x.op, err)
 		}
 		for _, e := range list {
-			if !e.IsDir() && strings.HasPrefix(dir+e.Name(), x.mine) {
+			if !e.IsDir() && (strings.HasSuffix(dir, "s/") || strings.HasPrefix(e.Name(), x.mine)) {
 				got = append(got, dir+e.Name())
 			}
 		}
 	}
+	slices.Sort(got)
 	if want := slices.Sorted(maps.Keys(x.model)); !slices.Equal(got, want) {
 		x.t.Fatalf("operation %d: listed %q, want %q", x.op, got, want)
 	}
@@ -311,9 +327,9 @@ func (x *fsx) unsupported(h *fsxHandle) {
 		got  error
 		want []error
 	}{
-		"symlink":  {unix.Symlink("a", x.dir+"/l"), []error{syscall.ENOSYS}},
-		"link":     {unix.Link(h.Name(), x.dir+"/l"), []error{syscall.ENOSYS, syscall.EPERM, syscall.ENOENT}},
-		"mkfifo":   {unix.Mkfifo(x.dir+"/l", 0o600), []error{syscall.ENOTSUP}},
+		"symlink":  {unix.Symlink("a", x.dir+"/"+x.tops[0]+"l"), []error{syscall.ENOSYS}},
+		"link":     {unix.Link(h.Name(), x.dir+"/"+x.tops[0]+"l"), []error{syscall.ENOSYS, syscall.EPERM, syscall.ENOENT}},
+		"mkfifo":   {unix.Mkfifo(x.dir+"/"+x.tops[0]+"l", 0o600), []error{syscall.ENOTSUP}},
 		"setxattr": {unix.Fsetxattr(int(h.Fd()), "user.x", []byte("y"), 0), []error{syscall.EOPNOTSUPP}},
 		"collapse": {unix.Fallocate(int(h.Fd()), unix.FALLOC_FL_COLLAPSE_RANGE, 0, 4096), []error{syscall.EOPNOTSUPP}},
 		"exchange": {unix.Renameat2(unix.AT_FDCWD, name, unix.AT_FDCWD, h.Name(), unix.RENAME_EXCHANGE), []error{syscall.EINVAL, syscall.ENOENT, nil}}, // nil: of one name
@@ -338,11 +354,16 @@ func (x *fsx) verify() {
 }
 
 func (x *fsx) run() {
-	for _, name := range []string{"a", "b", "c", "s/a", "s/b"} {
-		x.names = append(x.names, x.mine+name)
+	if x.tops == nil {
+		x.tops = []string{""}
+	}
+	for _, top := range x.tops {
+		for _, name := range []string{"a", "b", "c", "s/a", "s/b"} {
+			x.names = append(x.names, top+x.mine+name)
+		}
+		must(x.t, os.Mkdir(x.dir+"/"+top+x.mine+"s", 0o777))
 	}
 	x.model = make(map[string]*fsxFile)
-	must(x.t, os.Mkdir(x.dir+"/"+x.mine+"s", 0o777))
 	for x.op = range x.ops {
 		if x.before != nil {
 			x.before()

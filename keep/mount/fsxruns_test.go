@@ -36,19 +36,20 @@ func TestFsx(t *testing.T) {
 
 // check compares what is stored with the model.
 func (x *fsx) check(w *world) {
-	c := w.saved(x.dir)
-	for name, file := range x.model {
-		if got := content(x.t, c, name); got != string(file.data) {
-			x.t.Errorf("%s: %d bytes are stored, not the right ones", name, len(got))
-		}
-	}
 	n := 0
-	must(x.t, c.Walk("", func(name string, info keep.FileInfo) error {
-		if !info.IsDir() && strings.HasPrefix(name, x.mine) {
+	for _, top := range x.tops {
+		c := w.saved(x.dir + "/" + top)
+		must(x.t, c.Walk("", func(name string, info keep.FileInfo) error {
+			if info.IsDir() || !strings.HasPrefix(name, x.mine) {
+				return nil
+			}
 			n++
-		}
-		return nil
-	}))
+			if file := x.model[top+name]; file == nil || content(x.t, c, name) != string(file.data) {
+				x.t.Errorf("%s: %d bytes are stored, not the right ones", top+name, info.Size())
+			}
+			return nil
+		}))
+	}
 	if n != len(x.model) {
 		x.t.Errorf("%d files are stored, want %d", n, len(x.model))
 	}

@@ -61,7 +61,7 @@ func (s *server) dropHandle(id uint64) {
 	if h != nil {
 		if h.file != nil {
 			_ = h.file.Close() // says only whether it was open
-			if o := h.live.origin; o != nil && h.writes && !o.clean() {
+			if o := s.liveOf(h.place.file).origin; o != nil && h.writes && !o.clean() {
 				o.wanted.Store(true) // pages of a mapping come after close(2)
 			}
 		}
@@ -314,7 +314,7 @@ func (s *server) ReadDirPlus(cancel <-chan struct{}, input *fuse.ReadIn, out *fu
 			return false
 		}
 		if p.live != nil && p.node == 0 {
-			p = p.live.know(p.file)
+			p = s.know(p.file)
 		}
 		if p.snap != nil || p.fixed != nil || p.live != nil {
 			s.answer(p, true, h.place, entry)

@@ -23,11 +23,6 @@ type live struct {
 	files *keep.Collection
 	base  uint64 // node of the top directory, less 1
 
-	mu    sync.Mutex
-	nodes map[uint32]*liveNode // by the lower half of the node number
-	index map[keep.Node]*liveNode
-	next  uint32
-
 	ino       func() uint64 // gives out inode numbers
 	recordIno uint64
 
@@ -37,18 +32,29 @@ type live struct {
 	reported atomic.Pointer[error]
 }
 
-// liveNode is a file or directory that the kernel knows.
+// liveNodes are the files and directories in live collections that the kernel
+// knows, but for the top ones. They keep their numbers, and so their inodes, when
+// they are moved to another collection.
+type liveNodes struct {
+	base uint64 // of the region, less 1
+
+	mu    sync.Mutex
+	nodes map[uint32]*liveNode // by the lower half of the node number
+	index map[keep.Node]*liveNode
+	next  uint32
+}
+
+// liveNode is one of them.
 type liveNode struct {
 	id   uint32
 	node keep.Node
 	refs uint64 // how often the kernel was given its number
 }
 
-// Lower halves of node numbers with a fixed meaning.
+// Lower halves of node numbers in the region of a collection.
 const (
 	liveRoot   = 1
 	liveRecord = 2
-	liveFirst  = 3
 )
 
 // liveUploads is how many blocks of a collection are uploaded at once: more take
@@ -76,7 +82,8 @@ func (s *server) newLive(name, manifest string) (*live, error) {
 		return nil, err
 	}
 	files.LimitUploads(liveUploads)
-	l := &live{name: name, files: files, next: liveFirst, nodes: make(map[uint32]*liveNode), index: make(map[keep.Node]*liveNode)}
+	files.Join(s.joined)
+	l := &live{name: name, files: files}
 	l.ino = func() uint64 { return s.inodes(1) }
 	l.recordIno = l.ino()
 	return l, nil
@@ -93,12 +100,13 @@ func (s *server) addLive(l *live) {
 		}
 	}
 	s.live = append(s.live, l)
+	s.byFiles[l.files] = l
 }
 
 // lives returns the collections that can be written to.
 func (s *server) lives() []*live {
-	s.liveMu.Lock()
-	defer s.liveMu.Unlock()
+	s.liveMu.RLock()
+	defer s.liveMu.RUnlock()
 	return slices.Clone(s.live)
 }
 
@@ -106,22 +114,35 @@ func (l *live) root() place {
 	return place{node: l.base + liveRoot, live: l, file: l.files.Root()}
 }
 
+// liveOf is the collection that a file or directory is in by now.
+func (s *server) liveOf(n keep.Node) *live {
+	c := n.Collection()
+	s.liveMu.RLock()
+	defer s.liveMu.RUnlock()
+	return s.byFiles[c]
+}
+
 // know is the place of a node whose number the kernel is given once more.
-func (l *live) know(n keep.Node) place {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	ln := l.index[n]
+func (s *server) know(n keep.Node) place {
+	l := s.liveOf(n)
+	if n == l.files.Root() {
+		return l.root()
+	}
+	t := s.liveNodes
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	ln := t.index[n]
 	if ln == nil {
 		ln = &liveNode{node: n}
-		for l.next < liveFirst || l.nodes[l.next] != nil { // after 2^32 of them
-			l.next++
+		for t.next == 0 || t.nodes[t.next] != nil { // after 2^32 of them
+			t.next++
 		}
-		ln.id = l.next
-		l.next++
-		l.nodes[ln.id], l.index[n] = ln, ln
+		ln.id = t.next
+		t.next++
+		t.nodes[ln.id], t.index[n] = ln, ln
 	}
 	ln.refs++
-	return place{node: l.base + uint64(ln.id), live: l, file: n}
+	return place{node: t.base + uint64(ln.id), live: l, file: n}
 }
 
 // find resolves the lower half of a node number.
@@ -132,26 +153,32 @@ func (l *live) find(id uint32) (place, bool) {
 	case liveRecord:
 		return place{node: l.base + liveRecord, live: l}, true
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	ln := l.nodes[id]
+	return place{}, false
+}
+
+// findLive resolves the lower half of the number of a node that know has told.
+func (s *server) findLive(id uint32) (place, bool) {
+	t := s.liveNodes
+	t.mu.Lock()
+	ln := t.nodes[id]
+	t.mu.Unlock()
 	if ln == nil {
 		return place{}, false
 	}
-	return place{node: l.base + uint64(id), live: l, file: ln.node}, true
+	return place{node: t.base + uint64(id), live: s.liveOf(ln.node), file: ln.node}, true
 }
 
 // forget notes that the kernel has forgotten the number n times.
-func (l *live) forget(id uint32, n uint64) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	ln := l.nodes[id]
+func (t *liveNodes) forget(id uint32, n uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	ln := t.nodes[id]
 	if ln == nil {
 		return
 	}
 	if ln.refs -= min(n, ln.refs); ln.refs == 0 {
-		delete(l.nodes, id)
-		delete(l.index, ln.node)
+		delete(t.nodes, id)
+		delete(t.index, ln.node)
 	}
 }
 

@@ -15,7 +15,7 @@ import (
 
 // Requests for writable collections (spec keep.md section 12). What they cannot
 // do: symbolic and hard links (ENOSYS), devices, FIFOs and sockets (ENOTSUP),
-// extended attributes (EOPNOTSUPP), renaming to another collection (EXDEV).
+// extended attributes (EOPNOTSUPP).
 // Modes and owners are not stored: changing them is accepted without effect.
 
 // status is what a program is told of an error about names.
@@ -75,7 +75,7 @@ func (s *server) lookupLive(dir place, name string, out *fuse.EntryOut) fuse.Sta
 	if err != nil {
 		return s.answer(place{}, false, dir, out)
 	}
-	return s.answer(dir.live.know(n), true, dir, out)
+	return s.answer(s.know(n), true, dir, out)
 }
 
 // attrLive describes a node of a live collection.
@@ -139,7 +139,7 @@ func (s *server) openLive(cancel <-chan struct{}, p place, input *fuse.OpenIn, o
 		}
 		h.file, h.writes = f, writing
 		if input.Flags&syscall.O_TRUNC != 0 {
-			p.live.changed(false)
+			s.changed(p.file, false)
 		}
 		out.OpenFlags = fuse.FOPEN_KEEP_CACHE
 		if !writing {
@@ -174,11 +174,11 @@ func (s *server) Create(cancel <-chan struct{}, input *fuse.CreateIn, name strin
 	if err != nil {
 		return status(err)
 	}
-	dir.live.changed(false)
-	p := dir.live.know(n)
+	s.changed(n, false)
+	p := s.know(n)
 	open := fuse.OpenIn{InHeader: input.InHeader, Flags: input.Flags}
 	if st := s.openLive(cancel, p, &open, &out.OpenOut); !st.Ok() {
-		dir.live.forget(uint32(p.node), 1)
+		s.liveNodes.forget(uint32(p.node), 1)
 		return st
 	}
 	return s.answer(p, true, dir, &out.EntryOut)
@@ -208,8 +208,8 @@ func (s *server) make(node uint64, name string, out *fuse.EntryOut, how func(kee
 	if err != nil {
 		return status(err)
 	}
-	dir.live.changed(true)
-	return s.answer(dir.live.know(n), true, dir, out)
+	s.changed(n, true)
+	return s.answer(s.know(n), true, dir, out)
 }
 
 // Unlink implements fuse.RawFileSystem.
@@ -232,27 +232,7 @@ func (s *server) remove(cancel <-chan struct{}, header *fuse.InHeader, name stri
 	if err := dir.file.Remove(name, isDir); err != nil {
 		return status(err)
 	}
-	return s.saveChange(cancel, header, dir.live)
-}
-
-// Rename implements fuse.RawFileSystem.
-func (s *server) Rename(cancel <-chan struct{}, input *fuse.RenameIn, oldName, newName string) fuse.Status {
-	defer s.stats.done(opRename, time.Now())
-	from, st := s.writableDir(input.NodeId, oldName)
-	if !st.Ok() {
-		return st
-	}
-	to, st := s.writableDir(input.Newdir, newName)
-	switch {
-	case !st.Ok():
-		return st
-	case input.Flags&^unix.RENAME_NOREPLACE != 0:
-		return fuse.EINVAL
-	}
-	if err := from.file.Rename(oldName, to.file, newName, input.Flags&unix.RENAME_NOREPLACE == 0); err != nil {
-		return status(err)
-	}
-	return s.saveChange(cancel, &input.InHeader, from.live)
+	return s.saveChange(cancel, header, s.liveOf(dir.file))
 }
 
 // SetAttr implements fuse.RawFileSystem. What cannot be refused without harm is
@@ -279,7 +259,7 @@ func (s *server) SetAttr(cancel <-chan struct{}, input *fuse.SetAttrIn, out *fus
 		if err := p.file.Truncate(int64(min(input.Size, 1<<62))); err != nil {
 			return status(err)
 		}
-		p.live.changed(true)
+		s.changed(p.file, true)
 	}
 	if writable && input.Valid&(fuse.FATTR_MTIME|fuse.FATTR_MTIME_NOW) != 0 {
 		t := time.Now()
@@ -305,12 +285,13 @@ func (s *server) Write(cancel <-chan struct{}, input *fuse.WriteIn, data []byte)
 	n, err := h.file.WriteAtContext(ctx, data, int64(input.Offset))
 	if err != nil {
 		var errno syscall.Errno
-		if errors.As(err, &errno) && h.live.files.Err() == nil {
+		l := s.liveOf(h.place.file)
+		if errors.As(err, &errno) && l.files.Err() == nil {
 			return 0, fuse.Status(errno) // EFBIG
 		}
-		return 0, s.writeError(h.live, err)
+		return 0, s.writeError(l, err)
 	}
-	h.live.changed(false)
+	s.changed(h.place.file, false)
 	s.stats.writtenBytes.Add(int64(n))
 	return uint32(n), fuse.OK
 }
@@ -319,11 +300,12 @@ func (s *server) Write(cancel <-chan struct{}, input *fuse.WriteIn, data []byte)
 func (s *server) readLive(cancel <-chan struct{}, h *handle, input *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
 	ctx, end := s.request(cancel, &input.InHeader)
 	defer end()
-	s.freshenLive(ctx, h.live)
+	l := s.liveOf(h.place.file)
+	s.freshenLive(ctx, l)
 	n, err := h.file.ReadAtContext(ctx, buf, int64(input.Offset))
 	// Not errors.Is: a connection that was cut off is an EOF, too, inside.
 	if err != nil && err != io.EOF {
-		return nil, s.readFailure(ctx, h.live.name+"/"+h.place.file.Path(), int64(input.Offset)+int64(n), err)
+		return nil, s.readFailure(ctx, l.name+"/"+h.place.file.Path(), int64(input.Offset)+int64(n), err)
 	}
 	s.stats.readBytes.Add(int64(n))
 	return fuse.ReadResultData(buf[:n]), fuse.OK
@@ -348,7 +330,7 @@ func (s *server) Fallocate(cancel <-chan struct{}, input *fuse.FallocateIn) fuse
 	if err == nil && input.Mode&unix.FALLOC_FL_KEEP_SIZE == 0 {
 		err = h.file.Extend(off + length)
 	}
-	h.live.changed(false)
+	s.changed(h.place.file, false)
 	return status(err)
 }
 
@@ -360,16 +342,17 @@ func (s *server) Flush(cancel <-chan struct{}, input *fuse.FlushIn) fuse.Status 
 	if h == nil || h.file == nil {
 		return fuse.OK
 	}
-	if h.live.origin != nil {
+	l := s.liveOf(h.place.file)
+	if l.origin != nil {
 		if !h.writes {
 			return fuse.OK
 		}
 		ctx, end := s.request(cancel, &input.InHeader)
 		defer end()
-		return s.saveNow(ctx, h.live)
+		return s.saveNow(ctx, l)
 	}
-	if err := h.live.files.Err(); err != nil {
-		return s.writeError(h.live, err)
+	if err := l.files.Err(); err != nil {
+		return s.writeError(l, err)
 	}
 	return fuse.OK
 }
@@ -379,16 +362,20 @@ func (s *server) Flush(cancel <-chan struct{}, input *fuse.FlushIn) fuse.Status 
 // nobody; but if uploads have failed, they are tried again now.
 func (s *server) Fsync(cancel <-chan struct{}, input *fuse.FsyncIn) fuse.Status {
 	h := s.handle(input.Fh)
-	if h == nil || h.live == nil || h.live.origin == nil && h.live.files.Err() == nil {
+	if h == nil || h.live == nil || h.isRecord() {
+		return fuse.OK
+	}
+	l := s.liveOf(h.place.file)
+	if l.origin == nil && l.files.Err() == nil {
 		return fuse.OK
 	}
 	ctx, end := s.request(cancel, &input.InHeader)
 	defer end()
-	if h.live.origin != nil {
-		return s.saveNow(ctx, h.live)
+	if l.origin != nil {
+		return s.saveNow(ctx, l)
 	}
-	if _, err := h.live.files.MarshalManifest(ctx); err != nil {
-		return s.writeError(h.live, err)
+	if _, err := l.files.MarshalManifest(ctx); err != nil {
+		return s.writeError(l, err)
 	}
 	return fuse.OK
 }

@@ -13,7 +13,8 @@ import (
 //	                            their READMEs
 //	region << 32 | 1            top directory of a collection
 //	region << 32 | entry + 1    entry of a snapshot of a collection
-//	region << 32 | n            of a writable collection: see live
+//	region << 32 | 2            .arvados#collection of a writable collection
+//	region << 32 | n            in all writable collections: see liveNodes
 //	region << 32 | 1            directory of a project
 //
 // So nothing has to be remembered for a single file, and there is nothing to
@@ -25,12 +26,13 @@ const (
 
 // region is what the upper half of a node number stands for: a collection's
 // top directory, which stays the same when the content changes, a snapshot, or a
-// collection that is written to, or a project's directory.
+// collection that is written to, what is in all of those, or a project's directory.
 type region struct {
-	coll *collection
-	snap *snapshot
-	live *live
-	proj *project
+	coll  *collection
+	snap  *snapshot
+	live  *live
+	nodes *liveNodes
+	proj  *project
 }
 
 // regions is the table of them. The zero value is ready for use.
@@ -99,6 +101,9 @@ func (s *server) find(node uint64) (place, bool) {
 	if r.live != nil {
 		return r.live.find(uint32(node))
 	}
+	if r.nodes != nil {
+		return s.findLive(uint32(node))
+	}
 	if r.proj != nil {
 		return r.proj.place(), true
 	}
@@ -155,8 +160,8 @@ func (s *server) inodes(n int) uint64 {
 func (s *server) Forget(node, n uint64) {
 	s.stats.ops[opForget].count.Add(1)
 	switch r := s.nodes.get(node); {
-	case r.live != nil:
-		r.live.forget(uint32(node), n)
+	case r.nodes != nil:
+		r.nodes.forget(uint32(node), n)
 	case r.snap != nil:
 		s.unref(r.snap, int64(n))
 	}

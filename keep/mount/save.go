@@ -79,6 +79,9 @@ func (l *live) changed(soon bool) {
 	}
 }
 
+// changed notes that something about n was changed, wherever it is by now.
+func (s *server) changed(n keep.Node, soon bool) { s.liveOf(n).changed(soon) }
+
 func (o *origin) clean() bool { return o.changes.Load() == o.saved.Load() }
 
 func (l *live) denied() bool { return l.origin != nil && l.origin.denied.Load() }
@@ -219,6 +222,12 @@ func (s *server) save(ctx context.Context, l *live) error {
 		return err
 	}
 	defer o.release()
+	return s.saveHeld(ctx, l)
+}
+
+// saveHeld is save for a caller who holds the lock.
+func (s *server) saveHeld(ctx context.Context, l *live) error {
+	o := l.origin
 	if o.clean() {
 		return nil // somebody else has saved it
 	}

@@ -32,16 +32,20 @@ func mountSaved(t *testing.T, manifest func(w *world) string, args ...string) (*
 }
 
 // upstream is somebody else who saves the collection.
-func (w *world) upstream(manifest string) {
+func (w *world) upstream(manifest string) { w.upstreamOf(savedUUID, manifest) }
+
+func (w *world) upstreamOf(uuid, manifest string) {
 	w.t.Helper()
-	w.answer(savedUUID, Record{PortableDataHash: keep.PortableDataHash(manifest), ModifiedAt: time.Now(),
-		ManifestText: w.signer.SignManifest(manifest, token, time.Now().Add(time.Hour)), Fields: map[string]any{"uuid": savedUUID}})
+	w.answer(uuid, Record{PortableDataHash: keep.PortableDataHash(manifest), ModifiedAt: time.Now(),
+		ManifestText: w.signer.SignManifest(manifest, token, time.Now().Add(time.Hour)), Fields: map[string]any{"uuid": uuid}})
 }
 
 // onRecord is the collection as the API has it: its files with their content.
-func (w *world) onRecord() map[string]string {
+func (w *world) onRecord() map[string]string { return w.onRecordOf(savedUUID) }
+
+func (w *world) onRecordOf(uuid string) map[string]string {
 	w.t.Helper()
-	text, err := os.ReadFile(filepath.Join(w.api, savedUUID))
+	text, err := os.ReadFile(filepath.Join(w.api, uuid))
 	must(w.t, err)
 	var rec Record
 	must(w.t, json.Unmarshal(text, &rec))
@@ -68,7 +72,12 @@ func (w *world) onRecord() map[string]string {
 
 func (w *world) wantOnRecord(when string, want map[string]string) {
 	w.t.Helper()
-	got := w.onRecord()
+	w.wantOnRecordOf(savedUUID, when, want)
+}
+
+func (w *world) wantOnRecordOf(uuid, when string, want map[string]string) {
+	w.t.Helper()
+	got := w.onRecordOf(uuid)
 	for name, text := range want {
 		if have, ok := got[name]; !ok || have != text {
 			w.t.Errorf("%s: %q is %q (%v) on record, want %q", when, name, have, ok, text)
