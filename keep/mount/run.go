@@ -70,8 +70,10 @@ func Run(ctx context.Context, opts Options, b Backend, ready func(), stderr io.W
 		DisableXAttrs:     true,
 		// Content changes only by the kernel's own doing.
 		ExplicitDataCacheControl: true,
-		DisableSplice:            true, // there is no file to splice from
-		Logger:                   log.New(lg, "", 0),
+		// A spliced read of a cached block that was cut off would be taken for the
+		// end of the file.
+		DisableSplice: true,
+		Logger:        log.New(lg, "", 0),
 		PanicHandler: func(what any) fuse.Status {
 			stack := strings.ReplaceAll(string(debug.Stack()), "\n", " | ")
 			lg.errorf("%s: panic: %v: %s", unhandled, what, stack)
