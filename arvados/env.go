@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"golang.org/x/sys/unix"
+	"crunch-oci/internal/regular"
 )
 
 // maxSettings bounds settings.conf, which holds a handful of lines.
@@ -75,10 +75,11 @@ func insecure(v string) bool {
 	return false
 }
 
-// readSettings reads a settings.conf. A missing file has no settings.
+// readSettings reads a settings.conf. A missing file has no settings; one that
+// everybody can write could name another cluster. Its owner is not looked at: who
+// sets HOME decides whose file it is (sudo -E).
 func readSettings(path string) (map[string]string, error) {
-	// Opening a named pipe would wait for somebody who writes.
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	f, err := regular.Open(path, os.O_RDONLY)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
@@ -86,10 +87,10 @@ func readSettings(path string) (map[string]string, error) {
 		return nil, err
 	}
 	defer f.Close()
-	if fi, err := f.Stat(); err != nil {
+	if info, err := f.Stat(); err != nil {
 		return nil, err
-	} else if !fi.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: not a regular file", path)
+	} else if info.Mode().Perm()&0o002 != 0 {
+		return nil, fmt.Errorf("%s: everybody can write to it (chmod o-w)", path)
 	}
 	data, err := io.ReadAll(io.LimitReader(f, maxSettings+1))
 	if err != nil {

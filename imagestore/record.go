@@ -11,6 +11,7 @@ import (
 	"slices"
 
 	"crunch-oci/imagestore/archive"
+	"crunch-oci/internal/regular"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -51,7 +52,7 @@ func (s *Store) readRecord(key Key) (record, error) {
 // loadRecord reads a record by its own name.
 func (s *Store) loadRecord(name string) (record, error) {
 	raw, err := readRegular(s.recordPath(name))
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, errNotRegular) {
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, regular.ErrNot) {
 		return record{}, ErrNotFound
 	}
 	if err != nil {
@@ -73,26 +74,14 @@ var (
 	recordFile = regexp.MustCompile(`^(source-)?[0-9a-f]{64}$`)
 )
 
-var errNotRegular = errors.New("not a regular file")
-
 // readRegular reads a file of the store. Whatever has taken its place, it neither
 // waits nor follows a link.
 func readRegular(path string) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
-	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
-		return nil, &os.PathError{Op: "open", Path: path, Err: errNotRegular}
-	}
+	f, err := regular.Open(path, os.O_RDONLY|unix.O_NOFOLLOW)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	st, err := f.Stat()
-	if err == nil && !st.Mode().IsRegular() {
-		err = &os.PathError{Op: "open", Path: path, Err: errNotRegular}
-	}
-	if err != nil {
-		return nil, err
-	}
 	return io.ReadAll(f)
 }
 

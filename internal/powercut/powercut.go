@@ -8,7 +8,8 @@
 // time, as other programs of a machine may do: names reach the disk early, content
 // late.
 //
-// It holds only what tests need.
+// Only tests may import it (.depguard.yml): a program that does serves such a disk, and
+// does nothing else, if its environment says so.
 package powercut
 
 import (

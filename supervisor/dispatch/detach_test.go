@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"crunch-oci/internal/regular"
 )
 
 func TestDetach(t *testing.T) {
@@ -232,7 +234,7 @@ func TestDetachReplacesForeignFiles(t *testing.T) {
 	if out, errs := list(t, d, Found{}); out != uuid+"\n" || errs != "" {
 		t.Errorf("list: %q %q", out, errs)
 	}
-	if info, err := os.Stat(d.RunLock(uuid)); err != nil || !ours(info) {
+	if info, err := os.Stat(d.RunLock(uuid)); err != nil || !regular.Ours(info) {
 		t.Error("the lock file still belongs to somebody else")
 	}
 }

@@ -7,10 +7,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"crunch-oci/internal/regular"
 )
 
 const (
@@ -123,25 +124,23 @@ func openOrCreate(path string) (*os.File, error) {
 
 // Lock files can be made by everybody where the directory is everybody's.
 var (
-	errNotRegular = errors.New("not a regular file (remove it)")
+	errNotRegular = fmt.Errorf("%w (remove it)", regular.ErrNot)
 	errForeign    = errors.New("belongs to another user (remove it)")
 )
 
 // openRegular opens an existing file unless it is something else than a regular
 // file of root's or this user's. It does not block.
 func openRegular(path string, flag int) (*os.File, error) {
-	f, err := os.OpenFile(path, flag|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.EISDIR) || errors.Is(err, unix.ENXIO) {
-		return nil, &fs.PathError{Op: "open", Path: path, Err: errNotRegular}
+	f, err := regular.Open(path, flag|unix.O_NOFOLLOW)
+	if errors.Is(err, regular.ErrNot) {
+		err = &fs.PathError{Op: "open", Path: path, Err: errNotRegular}
 	}
 	if err != nil {
 		return nil, err
 	}
 	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = &fs.PathError{Op: "open", Path: path, Err: errNotRegular}
-	}
-	if err == nil && !ours(info) {
+	// Others could have written it.
+	if err == nil && !regular.Ours(info) {
 		err = &fs.PathError{Op: "open", Path: path, Err: errForeign}
 	}
 	if err != nil {
@@ -149,12 +148,6 @@ func openRegular(path string, flag int) (*os.File, error) {
 		return nil, err
 	}
 	return f, nil
-}
-
-// ours reports whether nobody but root and this user could have written a file.
-func ours(info os.FileInfo) bool {
-	st, ok := info.Sys().(*syscall.Stat_t)
-	return ok && (st.Uid == 0 || int(st.Uid) == os.Geteuid())
 }
 
 // takeRunLock opens or makes the container's lock file and locks it, for as long

@@ -21,6 +21,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crunch-oci/internal/regular"
+
 	"crunch-oci/keep"
 )
 
@@ -234,25 +236,12 @@ func (d Dir) Take(uuid string) (*Kept, Result, error) {
 // open opens a result. What is none, a pipe above all, is neither waited for nor
 // followed.
 func open(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
-		return nil, &fs.PathError{Op: "open", Path: path, Err: errNotRegular}
+	f, err := regular.Open(path, os.O_RDONLY|unix.O_NOFOLLOW)
+	if errors.Is(err, regular.ErrNot) {
+		err = fmt.Errorf("%w (remove it)", err)
 	}
-	if err != nil {
-		return nil, err
-	}
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = &fs.PathError{Op: "open", Path: path, Err: errNotRegular}
-	}
-	if err != nil {
-		_ = f.Close()
-		return nil, err
-	}
-	return f, nil
+	return f, err
 }
-
-var errNotRegular = errors.New("not a regular file (remove it)")
 
 // maxFile bounds a file, in bytes: two manifests of the largest size that an API
 // server takes, with JSON's escapes.
