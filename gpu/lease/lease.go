@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crunch-oci/gpu/device"
+	"crunch-oci/internal/regular"
 )
 
 // Owner is written into the lock file of a GPU that is lent, for operators.
@@ -110,7 +111,9 @@ func (l *Lease) holds(uuid string) bool {
 }
 
 func (d Dir) takeOnce(ctx context.Context, candidates []device.Device, owner Owner, choose func([]device.Device) ([]device.Device, error)) (_ *Lease, dying bool, err error) {
-	if err := d.make(); err != nil {
+	// The place may be anybody's to write (/var/lock): in a directory of others every
+	// GPU could be lent twice.
+	if err := regular.MakeDir(string(d), 0o755); err != nil {
 		return nil, false, fmt.Errorf("GPU locks: %w", err)
 	}
 	gate, err := d.open(all)
@@ -226,23 +229,6 @@ func (d Dir) Holders(devices []device.Device) string {
 		}
 	}
 	return strings.Join(said, ", ")
-}
-
-// make makes the directory. Where that is is anybody's to write (/var/lock): what
-// others have made there first is not used, because they could lend every GPU
-// twice.
-func (d Dir) make() error {
-	if err := os.MkdirAll(string(d), 0o755); err != nil {
-		return err
-	}
-	var st unix.Stat_t
-	if err := unix.Lstat(string(d), &st); err != nil {
-		return &os.PathError{Op: "lstat", Path: string(d), Err: err}
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Geteuid() || st.Mode&0o002 != 0 {
-		return fmt.Errorf("%s is not a directory that only user %d can write: remove it", string(d), os.Geteuid())
-	}
-	return nil
 }
 
 // fileName makes a file name of a UUID, which comes from a driver.

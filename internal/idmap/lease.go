@@ -9,6 +9,8 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"crunch-oci/internal/regular"
 )
 
 // ErrTaken says that others have all the ranges.
@@ -25,19 +27,23 @@ type Lease struct {
 // path that exists until everything of the borrower is gone: who dies leaves it
 // behind, and until it has been cleaned up nobody else gets the range.
 func (r Range) Take(dir string, n uint32, remains string) (*Lease, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	// In a directory of others, who may be faster in /var/lock, a range could be lent
+	// twice.
+	if err := regular.MakeDir(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("take a range of user ids: %w", err)
 	}
 	for i := range n {
-		f, err := take(filepath.Join(dir, strconv.FormatUint(uint64(i), 10)), remains)
+		first := r.First + i*r.Count
+		// Named by the id, not by i: the setting may change while containers run.
+		f, err := take(filepath.Join(dir, strconv.FormatUint(uint64(first), 10)), remains)
 		if err != nil {
 			return nil, fmt.Errorf("take a range of user ids: %w", err)
 		}
 		if f != nil {
-			return &Lease{Range{r.First + i*r.Count, r.Count}, f}, nil
+			return &Lease{Range{first, r.Count}, f}, nil
 		}
 	}
-	return nil, fmt.Errorf("%w (%d)", ErrTaken, n)
+	return nil, fmt.Errorf("%w (there are %d: as many containers can run at a time)", ErrTaken, n)
 }
 
 // take locks a file and writes remains into it; nil if another has it.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -30,6 +31,10 @@ func TestTake(t *testing.T) {
 	a := take("a", 100_000)
 	b := take("b", 165_536)
 	take("c", 0)
+	// The setting is changed meanwhile: what was the second range is now the first.
+	if l, err := (Range{First: 165_536, Count: 65536}).Take(dir, 1, filepath.Join(runs, "c")); !errors.Is(err, ErrTaken) {
+		t.Errorf("after a change: %v, %v", l, err)
+	}
 	if err := a.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -48,6 +53,12 @@ func TestTake(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := take("d", 165_536)
+	if err := os.Chown(dir, 12345, 12345); err != nil {
+		t.Fatal(err)
+	}
+	if l, err := first.Take(dir, 2, filepath.Join(runs, "e")); err == nil || !strings.Contains(err.Error(), dir+" is not a directory that only user") {
+		t.Errorf("from a directory of others: %v, %v", l, err)
+	}
 	if err := errors.Join(c.Close(), d.Close()); err != nil {
 		t.Fatal(err)
 	}

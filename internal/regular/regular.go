@@ -1,10 +1,11 @@
-// Package regular opens files whose names others may have put something else at:
-// opening a named pipe would wait for whoever writes to it, and a device may have
-// no end.
+// Package regular opens files, and makes directories, whose names others may have put
+// something else at: opening a named pipe would wait for whoever writes to it, a
+// device may have no end, and what is in a directory of somebody else may change.
 package regular
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"syscall"
@@ -41,4 +42,20 @@ func Open(path string, flags int) (*os.File, error) {
 func Ours(info fs.FileInfo) bool {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	return ok && (st.Uid == 0 || int(st.Uid) == os.Geteuid())
+}
+
+// MakeDir makes a directory, and its parents, unless there is one. It fails if others
+// than this process's user, and the directory's group, can write to that.
+func MakeDir(dir string, mode fs.FileMode) error {
+	if err := os.MkdirAll(dir, mode); err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(dir, &st); err != nil {
+		return &fs.PathError{Op: "lstat", Path: dir, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Geteuid() || st.Mode&0o002 != 0 {
+		return fmt.Errorf("%s is not a directory that only user %d can write: remove it", dir, os.Geteuid())
+	}
+	return nil
 }
