@@ -174,6 +174,9 @@ func (x *extractor) make(d *dirNode, base string, f func(dirfd int) error) error
 }
 
 func (x *extractor) symlink(h *tar.Header, d *dirNode, base string) error {
+	if h.Linkname == "" {
+		return fmt.Errorf("%w: a symbolic link without a target", ErrMalformed)
+	}
 	m, err := x.metadata(h)
 	if err != nil {
 		return err

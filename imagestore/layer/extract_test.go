@@ -373,6 +373,7 @@ func TestDamagedStreams(t *testing.T) {
 		{"cut off in a file", bytes.NewReader(good[:2000]), layer.ErrMalformed, "a: malformed layer: it ends in the middle of a file"},
 		{"cut off in a header", bytes.NewReader(good[:512*11+100]), layer.ErrMalformed, "malformed layer: it ends in the middle of an entry"},
 		{"no tar", strings.NewReader(strings.Repeat("random bytes ", 100)), layer.ErrMalformed, "malformed layer: archive/tar: invalid tar header"},
+		{"link to nothing", bytes.NewReader(Tar(t, Symlink("d/l", ""))), layer.ErrMalformed, "d/l: malformed layer: a symbolic link without a target"},
 		{"unknown kind", bytes.NewReader(Tar(t, Kind('D', "dump"))), layer.ErrMalformed, `dump: malformed layer: unknown kind of entry 'D'`},
 		{"a reader that fails in a header", io.MultiReader(bytes.NewReader(good[:600]), failing{ioErr}), ioErr, "keep: no such block"},
 		{"a reader that fails in a file", io.MultiReader(bytes.NewReader(good[:1300]), failing{ioErr}), ioErr, "keep: no such block"},
