@@ -93,19 +93,19 @@ func (r *run) demote(first *firstError, what string, err error) {
 // section 16). Failures leave the container Locked, and the dispatcher copes.
 func (r *run) requeue(ctx context.Context) {
 	r.stopHostStats(ctx)
-	save, given := context.WithCancel(ctx)
+	save, giveUp := context.WithCancel(ctx)
 	detach := context.AfterFunc(r.stop, func() {
 		grace := time.NewTimer(requeueLogGrace)
 		defer grace.Stop()
 		select {
 		case <-grace.C:
-			given()
+			giveUp()
 		case <-save.Done():
 		}
 	})
 	r.publishInPassing(save, requeueLogTimeout)
 	detach()
-	given()
+	giveUp()
 	r.cleanUp(ctx)
 	if err := r.Records.UpdateContainer(ctx, r.UUID, map[string]any{"state": arvados.StateQueued}); err != nil {
 		r.Log.Printf("error giving container back to the queue: %v", err)
