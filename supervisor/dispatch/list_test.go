@@ -2,8 +2,10 @@ package dispatch
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -181,6 +183,9 @@ func TestSavePrices(t *testing.T) {
 	if entries, _ := os.ReadDir(string(d)); len(entries) != 1 {
 		t.Errorf("left behind: %v", entries)
 	}
+	if data, err := d.ReadPrices(); err != nil || string(data) != "not JSON\n" {
+		t.Errorf("read again: %q %v", data, err)
+	}
 	if info, _ := os.Stat(d.Prices()); info.Mode().Perm()&0o700 != 0o700 {
 		t.Error(info.Mode())
 	}
@@ -208,6 +213,29 @@ func TestSavePrices(t *testing.T) {
 	defer w.Close()
 	if _, err := readWithin(r, time.Millisecond); err == nil {
 		t.Error("no error")
+	}
+}
+
+// What others put in the place of the list is neither waited for nor believed.
+func TestReadPricesOfOthers(t *testing.T) {
+	for name, c := range map[string]struct {
+		put  func(path string) error
+		want error
+	}{
+		"nothing": {func(string) error { return nil }, fs.ErrNotExist},
+		"pipe":    {func(path string) error { return unix.Mkfifo(path, 0o666) }, errNotRegular},
+		"link":    {func(path string) error { return os.Symlink("/etc/passwd", path) }, errNotRegular},
+		"foreign": {func(path string) error {
+			return errors.Join(os.WriteFile(path, []byte("[]"), 0o666), os.Chown(path, 12345, 12345))
+		}, errForeign},
+	} {
+		d := Dir(t.TempDir())
+		if err := c.put(d.Prices()); err != nil {
+			t.Fatal(err)
+		}
+		if data, err := d.ReadPrices(); !errors.Is(err, c.want) {
+			t.Errorf("%s: %q, %v", name, data, err)
+		}
 	}
 }
 

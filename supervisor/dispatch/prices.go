@@ -45,6 +45,21 @@ func (d Dir) SavePrices(stdin io.Reader) error {
 	return nil
 }
 
+// ReadPrices reads the list of prices; fs.ErrNotExist if there is none. Where the
+// directory is everybody's, others may have made what is there.
+func (d Dir) ReadPrices() ([]byte, error) {
+	f, err := openRegular(d.Prices(), os.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxPrices+1))
+	if err == nil && len(data) > maxPrices {
+		return nil, fmt.Errorf("%s: more than %d bytes", d.Prices(), maxPrices)
+	}
+	return data, err
+}
+
 // readWithin reads all of r in at most d. The goroutine left reading then ends
 // with the program.
 func readWithin(r io.Reader, d time.Duration) ([]byte, error) {

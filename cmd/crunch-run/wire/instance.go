@@ -16,7 +16,7 @@ import (
 
 // readPrices reads the dispatcher's list of prices. None is no error.
 func (j Job) readPrices() ([]prices.Price, error) {
-	data, err := os.ReadFile(dispatch.Dir(j.Site.LockDir).Prices())
+	data, err := dispatch.Dir(j.Site.LockDir).ReadPrices()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
