@@ -11,7 +11,8 @@ import (
 // ClockOffset is how far this machine's clock is ahead of that of the cluster at
 // host ("HOST" or "HOST:PORT"), to a second (RFC 9110 section 6.6.1, Date). No token
 // is sent, and the server's certificate is not checked, because a clock that is
-// wrong would find it not yet or no more valid: the answer is good for a warning.
+// wrong would find it not yet or no more valid: it may be forged, and is
+// good for checking a node only.
 func ClockOffset(ctx context.Context, host string) (time.Duration, error) {
 	transport := &http.Transport{
 		Proxy:           http.ProxyFromEnvironment,

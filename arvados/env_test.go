@@ -47,6 +47,7 @@ func TestConfigFromEnv(t *testing.T) {
 		"no settings file":             {map[string]string{"HOME": t.TempDir(), "ARVADOS_API_HOST": "h"}, Config{Host: "h"}, ""},
 		"settings file is a directory": {map[string]string{"HOME": dirInstead(t), "ARVADOS_API_HOST": "h"}, Config{Host: "h"}, "ignoring settings file"},
 		"settings file is a pipe":      {map[string]string{"HOME": pipeInstead(t), "ARVADOS_API_HOST": "h"}, Config{Host: "h"}, "not a regular file"},
+		"settings file is everybody's": {map[string]string{"HOME": everybodys(t), "ARVADOS_API_HOST": "h"}, Config{Host: "h"}, "everybody can write to it"},
 		"settings file is huge":        {map[string]string{"HOME": hugeInstead(t), "ARVADOS_API_HOST": "h"}, Config{Host: "h"}, "larger than 1048576 bytes"},
 		"settings file is a program":   {map[string]string{"HOME": settingsHome(t, "\x7fELF\x00\xff=\n\x00ARVADOS_API_HOST=x\nARVADOS_API_TOKEN\n=t\nARVADOS_\xff=\xff"), "ARVADOS_API_HOST": "h"}, Config{Host: "h"}, ""},
 		"bad keep service": {map[string]string{"ARVADOS_KEEP_SERVICES": "nonsense http://a/ https://[fd00::1]:443"},
@@ -78,6 +79,14 @@ func pipeInstead(t *testing.T) string {
 	home := settingsHome(t, "")
 	path := filepath.Join(home, ".config", "arvados", "settings.conf")
 	if err := errors.Join(os.Remove(path), unix.Mkfifo(path, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	return home
+}
+
+func everybodys(t *testing.T) string {
+	home := settingsHome(t, "ARVADOS_API_TOKEN=t\n")
+	if err := os.Chmod(filepath.Join(home, ".config", "arvados", "settings.conf"), 0o666); err != nil {
 		t.Fatal(err)
 	}
 	return home

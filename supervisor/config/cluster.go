@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 
 	"go.yaml.in/yaml/v3"
+
+	"crunch-oci/internal/regular"
 )
 
 // DefaultClusterFile is the cluster configuration file if neither -config nor
@@ -96,7 +98,7 @@ func ParseCluster(raw json.RawMessage) (Cluster, error) {
 // failure does not prevent a run: the error is the reason to be logged as
 // "could not load config file PATH: REASON" (spec: cli-and-dispatch section 4).
 func ReadClusterFile(path string) (id string, raw json.RawMessage, err error) {
-	f, err := os.Open(path)
+	f, err := regular.Open(path, os.O_RDONLY)
 	if err != nil {
 		return "", nil, err
 	}

@@ -138,9 +138,10 @@ var umaskSetting = setting{
 	"umask", "file mode creation mask of commands, in octal", "0022",
 	func(s *Site, text string) error {
 		n, err := strconv.ParseUint(text, 8, 32)
-		// With more, a command could not use its own directories.
+		// With a bit of the owner's, a command could not use its own files or
+		// directories.
 		if err != nil || n > 0o077 {
-			return errors.New("must be an octal number from 0000 to 0077")
+			return errors.New("must be an octal number from 0000 to 0077: commands need the files they make")
 		}
 		s.Umask = uint32(n)
 		return nil

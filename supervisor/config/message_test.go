@@ -11,6 +11,10 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"crunch-oci/internal/regular"
 )
 
 func TestReadMessage(t *testing.T) {
@@ -196,6 +200,13 @@ func TestReadClusterFile(t *testing.T) {
 	}
 	if id, _, err := ReadClusterFile(write("Clusters: {zzzzz: }")); err != nil || id != "zzzzz" {
 		t.Error(id, err)
+	}
+	pipe := filepath.Join(t.TempDir(), "config.yml")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := ReadClusterFile(pipe); !errors.Is(err, regular.ErrNot) {
+		t.Error(err)
 	}
 	_, _, err = ReadClusterFile("/nonexistent/config.yml")
 	if !errors.Is(err, os.ErrNotExist) || err.Error() != "open /nonexistent/config.yml: no such file or directory" {

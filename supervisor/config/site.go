@@ -7,6 +7,8 @@ import (
 	"os"
 	"slices"
 	"strings"
+
+	"crunch-oci/internal/regular"
 )
 
 // DefaultSiteFile is the site file of a node that does not say otherwise. The
@@ -129,7 +131,7 @@ func loadSiteFile(src Sources, lookup func(string) (string, bool)) (map[string]f
 	if v, ok := src.Flags[siteFileFlag]; ok {
 		path, origin = v, "flag -"+siteFileFlag
 	}
-	f, err := os.Open(path)
+	f, err := regular.Open(path, os.O_RDONLY)
 	if err != nil {
 		if origin == "" && errors.Is(err, fs.ErrNotExist) {
 			return nil, nil
@@ -140,5 +142,23 @@ func loadSiteFile(src Sources, lookup func(string) (string, bool)) (map[string]f
 		return nil, fmt.Errorf("site file: %w", err)
 	}
 	defer f.Close()
+	if err := checkWriters(f); err != nil {
+		return nil, fmt.Errorf("site file: %s: %w", path, err)
+	}
 	return readSiteFile(path, f)
+}
+
+// checkWriters refuses a file that others than root, this user and the file's group
+// can write: it may name a program for root to run (keep-mount-command).
+func checkWriters(f *os.File) error {
+	info, err := f.Stat()
+	switch {
+	case err != nil:
+		return err
+	case !regular.Ours(info):
+		return errors.New("belongs to another user, who could change it (chown root)")
+	case info.Mode().Perm()&0o002 != 0:
+		return errors.New("everybody can write to it (chmod o-w)")
+	}
+	return nil
 }

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"math"
 	"os"
 	"path/filepath"
@@ -8,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func env(pairs ...string) func(string) (string, bool) {
@@ -96,6 +99,29 @@ func TestWhichSiteFile(t *testing.T) {
 	}
 	if _, err := Load(Sources{DefaultFile: t.TempDir()}); err == nil {
 		t.Error("a directory is a site file")
+	}
+}
+
+// The file is read by root, and may name a program for root to run.
+func TestWhoMayWriteSiteFile(t *testing.T) {
+	for want, change := range map[string]func(path string) error{
+		"":                               func(path string) error { return os.Chmod(path, 0o664) },
+		"everybody can write to it":      func(path string) error { return os.Chmod(path, 0o646) },
+		"belongs to another user":        func(path string) error { return os.Chown(path, 12345, 0) },
+		"config.yml: not a regular file": func(path string) error { return errors.Join(os.Remove(path), unix.Mkfifo(path, 0o600)) },
+	} {
+		path := siteFile(t, "pids-limit: 7")
+		if err := change(path); err != nil {
+			t.Fatal(err)
+		}
+		site, err := Load(Sources{DefaultFile: path})
+		if want == "" {
+			if err != nil || site.PidsLimit != 7 {
+				t.Error(site.PidsLimit, err)
+			}
+		} else if err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), want) || site.PidsLimit == 7 {
+			t.Errorf("%d, %v, want %q", site.PidsLimit, err, want)
+		}
 	}
 }
 
