@@ -88,6 +88,9 @@ func ConnectMount(ctx context.Context, opts mount.Options, cfg arvados.Config) (
 	if size <= 0 {
 		size = mountCacheSize
 	}
+	// With less than a block nothing would be held, and each read of a few KiB would
+	// fetch its whole block, into memory all the same.
+	size = max(size, keep.MaxBlockSize)
 	cache := keep.NewCache(counted, size)
 	backend.Blocks, backend.InMemory = cache, true
 	backend.Counters = func() mount.Counters {

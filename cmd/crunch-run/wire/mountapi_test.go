@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +14,8 @@ import (
 	"testing"
 
 	"crunch-oci/arvados"
+	"crunch-oci/keep"
+	"crunch-oci/keep/keeptest"
 	"crunch-oci/keep/mount"
 )
 
@@ -73,5 +76,37 @@ func TestMountAPI(t *testing.T) {
 	}
 	if err != nil || len(uuids) != 5 || !slices.IsSorted(uuids) {
 		t.Errorf("project has %q, %v", uuids, err)
+	}
+}
+
+// A container that asks for a very small cache in memory has its blocks fetched
+// once each, not once for each read.
+func TestMountSmallCache(t *testing.T) {
+	api := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !strings.Contains(r.URL.Path, "/discovery") {
+			http.Error(w, `{"errors":["no such thing"]}`, http.StatusNotFound)
+			return
+		}
+		fmt.Fprint(w, `{"basePath":"/arvados/v1/"}`)
+	}))
+	t.Cleanup(api.Close)
+	store := &keeptest.Server{}
+	service := store.Start(t)
+	backend, err := ConnectMount(t.Context(), mount.Options{CacheBytes: 1000}, arvados.Config{
+		Host: strings.TrimPrefix(api.URL, "https://"), Token: keeptest.Token, Insecure: true, KeepServices: []string{service.URL}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer backend.Close()
+	loc := store.Put(bytes.Repeat([]byte("0123456789"), 1000))
+	reader := backend.Blocks.(keep.BlockRangeReader)
+	for off := int64(0); off < 10_000; off += 1000 {
+		p := make([]byte, 1000)
+		if _, err := reader.ReadBlockAt(t.Context(), loc, p, off); err != nil || !strings.HasPrefix(string(p), "0123456789") {
+			t.Errorf("read at %d: %v", off, err)
+		}
+	}
+	if n := len(store.Requests()); n != 1 {
+		t.Errorf("%d requests for one block", n)
 	}
 }
