@@ -84,7 +84,7 @@ test-quick: build ## the tests without the race detector
 	go test -tags $(TAGS) ./...
 
 .PHONY: test-vm
-test-vm: build-deps ## the container tests on pure cgroup v2, without and with systemd, in a virtual machine (half an hour)
+test-vm: build-deps ## the container tests on pure cgroup v2, without and with systemd, in a virtual machine (an hour or two)
 	@scripts/deps.sh build run test
 	VMTEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 3h -v ./vmtest
 

@@ -29,7 +29,7 @@ target=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME) $(COMPONENT)' 'C
 mirror=${target%% *}
 suite=$(echo "$target" | cut -d' ' -f2)
 root=$work/root
-debootstrap --variant=minbase --include=systemd-sysv,dbus,kmod,iproute2,nftables,procps,libcap2-bin,attr,apparmor,xfsprogs,busybox-static \
+debootstrap --variant=minbase --include=systemd-sysv,dbus,kmod,iproute2,nftables,procps,libcap2-bin,attr,apparmor,xfsprogs,busybox-static,openssh-client,tmux,iptables,containernetworking-plugins \
 	"$suite" "$root" "$mirror" >>"$log" 2>&1 || fail debootstrap
 rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/* "$root"/usr/share/doc "$root"/usr/share/locale
 mkdir -p "$root/lib/modules" "$root/test"

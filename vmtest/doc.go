@@ -5,4 +5,9 @@
 //
 // The test programs are compiled here and carried on a second disk. The machine is
 // emulated (no KVM), so everything in it takes ten to twenty times as long.
+//
+// Which end-to-end tests run in the machine, and why others do not, says the table
+// in endtoend_test.go. VMTEST_ONLY="cmd/crunch-run:TestBridge oci:." chooses tests
+// by hand; VMTEST_CONSOLE=FILE has the machine's console written to FILE.BOOT
+// meanwhile.
 package vmtest

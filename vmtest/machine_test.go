@@ -1,11 +1,10 @@
 package vmtest
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -47,12 +46,18 @@ var machineFiles = sync.OnceValues(func() (string, error) {
 	return dir, cmd.Run()
 })
 
-// A suite is a package's tests, or some of them.
+// A suite is a package's tests, or some of them, which one process runs.
 type suite struct {
 	pkg string // "oci"
 	run string // -test.run
 	// skip is -test.skip.
 	skip string
+}
+
+// A boot is what runs in one machine, one suite after the other.
+type boot struct {
+	name   string
+	suites []suite
 }
 
 // An initSystem is what is PID 1 in the machine.
@@ -84,6 +89,7 @@ mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /dev/shm
 ip link set lo up
+hostname machine
 if mount -t selinuxfs selinuxfs /sys/fs/selinux; then
 	dd if=/test/policy of=/sys/fs/selinux/load bs=1M # in one write
 	echo 1 >/sys/fs/selinux/enforce
@@ -120,7 +126,7 @@ const runScript = `#!/bin/sh
 exec >/dev/ttyS0 2>&1 </dev/null
 stty -F /dev/ttyS0 -opost 2>/dev/null
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
-mount -t tmpfs -o size=1200m tmpfs /tmp
+mkdir -p -m 1777 /test/tmp && mount --bind /test/tmp /tmp
 for m in overlay fuse loop veth bridge nf_tables; do modprobe $m; done
 dmesg -n 1
 # A group for the tests in a parent without processes, which can delegate.
@@ -138,8 +144,8 @@ type rig struct {
 	dir string // what the second disk holds
 }
 
-// newRig compiles the test programs of these suites.
-func newRig(t *testing.T, suites []suite) *rig {
+// newRig compiles the test programs of these packages.
+func newRig(t *testing.T, packages []string) *rig {
 	t.Helper()
 	r := &rig{dir: t.TempDir()}
 	src := filepath.Join(r.dir, "src")
@@ -153,20 +159,15 @@ func newRig(t *testing.T, suites []suite) *rig {
 	}
 	const tags = "seccomp,netgo,osusergo"
 	needsProgram := false
-	done := make(map[string]bool)
-	for _, s := range suites {
-		if done[s.pkg] {
-			continue
-		}
-		done[s.pkg] = true
-		dst := filepath.Join(src, s.pkg)
+	for _, pkg := range packages {
+		dst := filepath.Join(src, pkg)
 		mkdir(t, dst)
-		build("test", "-c", "-tags", tags, "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(dst, "suite.test"), "./"+s.pkg)
-		copyTree(t, filepath.Join(repository, s.pkg, "testdata"), filepath.Join(dst, "testdata"))
-		if s.pkg == "oci/validation" {
+		build("test", "-c", "-tags", tags, "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(dst, "suite.test"), "./"+pkg)
+		copyTree(t, filepath.Join(repository, pkg, "testdata"), filepath.Join(dst, "testdata"))
+		if pkg == "oci/validation" {
 			carryValidation(t, filepath.Join(dst, "carried"))
 		}
-		needsProgram = needsProgram || s.pkg == "cmd/crunch-run"
+		needsProgram = needsProgram || pkg == endToEnd
 	}
 	copyTree(t, filepath.Join(repository, "testdata"), filepath.Join(src, "testdata"))
 	command(t, "secilc", "-c", "33", "-f", "/dev/null", "-o", filepath.Join(r.dir, "policy"), "testdata/selinux.cil")
@@ -245,13 +246,8 @@ func write(t *testing.T, path, text string, mode os.FileMode) {
 	}
 }
 
-// verdict is how a suite ended in the machine.
-type verdict struct {
-	status int
-	output string
-}
-
-// run runs the suites in a machine with this init, one after the other.
+// run runs the suites in a machine with this init, one after the other, each for
+// at most patience. Those that the machine did not come to have no verdict.
 func (r *rig) run(t *testing.T, sys initSystem, suites []suite, patience time.Duration) []verdict {
 	t.Helper()
 	files, err := machineFiles()
@@ -261,7 +257,7 @@ func (r *rig) run(t *testing.T, sys initSystem, suites []suite, patience time.Du
 	var script strings.Builder
 	script.WriteString(runScript)
 	for i, s := range suites {
-		args := fmt.Sprintf("-test.timeout %s -test.parallel 2 -test.run '%s'", patience*2/3, s.run)
+		args := fmt.Sprintf("-test.v=test2json -test.timeout %s -test.parallel 2 -test.run '%s'", patience, s.run)
 		if s.skip != "" {
 			args += fmt.Sprintf(" -test.skip '%s'", s.skip)
 		}
@@ -272,57 +268,45 @@ func (r *rig) run(t *testing.T, sys initSystem, suites []suite, patience time.Du
 	write(t, filepath.Join(r.dir, "unit.sh"), unitScript, 0o755)
 	write(t, filepath.Join(r.dir, "run.sh"), script.String(), 0o755)
 	disk := filepath.Join(t.TempDir(), "test.ext4")
-	command(t, "mke2fs", "-q", "-t", "ext4", "-d", r.dir, disk, "700m")
+	// Sparse, and as large as crunch-run check wants disks to be.
+	command(t, "mke2fs", "-q", "-t", "ext4", "-N", "300000", "-d", r.dir, disk, "16g")
 
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Duration(len(suites)+1)*patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-M", "microvm,accel=tcg", "-cpu", "max", "-m", "3072", "-smp", "2",
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio",
 		"-kernel", filepath.Join(files, "vmlinuz"), "-initrd", filepath.Join(files, "initrd"),
 		"-append", "console=ttyS0 reboot=t panic=-1 systemd.unified_cgroup_hierarchy=1 "+clock(t)+" "+sys.cmdline,
 		"-drive", "id=root,if=none,format=raw,snapshot=on,file="+filepath.Join(files, "root.ext4"), "-device", "virtio-blk-device,drive=root",
-		"-drive", "id=test,if=none,format=raw,snapshot=on,file="+disk, "-device", "virtio-blk-device,drive=test")
+		"-drive", "id=test,if=none,format=raw,cache=unsafe,file="+disk, "-device", "virtio-blk-device,drive=test")
 	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	// The machine is not waited for once it has said all: how it goes down is not
 	// what is tested.
 	console := &console{ended: cancel}
-	cmd.Stdout, cmd.Stderr = console, console
+	var said io.Writer = console
+	if name := os.Getenv("VMTEST_CONSOLE"); name != "" { // to look at meanwhile
+		file, err := os.Create(name + "." + filepath.Base(t.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		said = io.MultiWriter(file, console)
+	}
+	cmd.Stdout, cmd.Stderr = said, said
 	forkthread.Do(func() { err = cmd.Start() })
 	if err != nil {
 		t.Fatal(err)
 	}
 	err = cmd.Wait()
-	if name := os.Getenv("VMTEST_CONSOLE"); name != "" {
-		_ = os.WriteFile(name+"."+sys.name, console.text.Bytes(), 0o644)
-	}
 	out, end := read(t, &console.text, len(suites))
 	if len(out) < len(suites) {
 		if end == "" {
 			end = fmt.Sprintf("did not come to its end: %v, %v", err, context.Cause(ctx))
 		}
-		t.Fatalf("the machine %s; %d of %d suites ended\n%s", end, len(out), len(suites), tail(console.text.String(), 8000))
+		t.Errorf("the machine %s; %d of %d suites ended\n%s", end, len(out), len(suites), tail(console.text.String(), 8000))
 	}
 	return out
 }
-
-// console keeps what the machine says, up to its last word.
-type console struct {
-	text  bytes.Buffer
-	ended func()
-}
-
-func (c *console) Write(p []byte) (int, error) {
-	n, err := c.text.Write(p)
-	last := c.text.Bytes()[max(0, c.text.Len()-n-100):]
-	if at := bytes.Index(last, []byte(lastWord)); at >= 0 && bytes.IndexByte(last[at:], '\n') >= 0 {
-		c.ended()
-	}
-	return n, err
-}
-
-// lastWord and the status of what ran the suites are a line on the console when
-// that has ended, by itself or not.
-const lastWord = "VM-END "
 
 // clock tells the kernel the rate of the time stamp counter, which the emulator
 // passes on from this machine's. Where this machine is busy the kernel cannot
@@ -343,32 +327,6 @@ func clock(t *testing.T) string {
 		}
 	}
 	return ""
-}
-
-// read takes the console apart: the suites that ended, and how the machine did,
-// if it did.
-func read(t *testing.T, console *bytes.Buffer, n int) (out []verdict, end string) {
-	t.Helper()
-	var since strings.Builder
-	sc := bufio.NewScanner(bytes.NewReader(console.Bytes()))
-	sc.Buffer(nil, 16<<20)
-	for sc.Scan() {
-		line := strings.TrimSuffix(sc.Text(), "\r")
-		if rest, ok := strings.CutPrefix(line, fmt.Sprintf("VM-SUITE %d ENDED ", len(out))); ok && len(out) < n {
-			status, err := strconv.Atoi(rest)
-			if err != nil {
-				t.Fatalf("console: %q", line)
-			}
-			out = append(out, verdict{status, since.String()})
-			since.Reset()
-			continue
-		}
-		if status, ok := strings.CutPrefix(line, lastWord); ok {
-			return out, "ended with status " + status
-		}
-		since.WriteString(line + "\n")
-	}
-	return out, ""
 }
 
 func tail(s string, n int) string {

@@ -1,7 +1,9 @@
 package vmtest
 
 import (
+	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -10,69 +12,103 @@ import (
 // long is set by "make test-vm".
 var long = os.Getenv("VMTEST_LONG") != ""
 
-// suites are what runs in each machine. The short form shows that a container
-// starts, is limited, accounted for and gone again.
-func suites() []suite {
-	if only := strings.Fields(os.Getenv("VMTEST_ONLY")); len(only) > 0 { // "package:tests package:tests"
-		var out []suite
-		for _, one := range only {
-			pkg, run, _ := strings.Cut(one, ":")
-			out = append(out, suite{pkg: pkg, run: run})
-		}
-		return out
-	}
-	if !long {
-		return []suite{
-			{pkg: "cgroups", run: "TestVacate|TestOOMKillsAndStats|TestKillForkingGroup|TestFeatures"},
-			{pkg: "imagestore", run: "TestUnpackMountLookup|TestManyLayers|Overlay"},
-			{pkg: "oci", run: "TestStreamsAndExit|TestLimitsAreSet|TestOOMIsReported"},
-			{pkg: "supervisor/stats/kernel", run: "."},
-			{pkg: "cmd/crunch-run", run: "TestSystemdScope/stop,_with_inputs"},
-		}
-	}
-	return []suite{
-		{pkg: "cgroups", run: "."},
-		{pkg: "imagestore", run: "."},
-		// There is no Go in the machine to build the program of this test with.
-		{pkg: "oci", run: ".", skip: "^TestFilterIsTheSame$"},
-		{pkg: "supervisor/stats/kernel", run: "."},
-		{pkg: "oci/validation", run: "TestInMachine"},
-		{pkg: "cmd/crunch-run", run: "."},
-	}
-}
+// only chooses tests by hand: "package:tests package:tests".
+var only = strings.Fields(os.Getenv("VMTEST_ONLY"))
 
-func TestUnifiedWithMinimalInit(t *testing.T) { testIn(t, minimal, suites()) }
-
-func TestSELinux(t *testing.T) {
-	all := []suite{{pkg: "oci", run: "SELinux"}, {pkg: "cmd/crunch-run", run: "SELinux"}}
-	if os.Getenv("VMTEST_ONLY") != "" {
-		all = suites()
-	} else if !long {
-		t.Skip("one more boot takes the emulator too long for every day: make test-vm")
-	}
-	testIn(t, selinux, all)
+func TestUnifiedWithMinimalInit(t *testing.T) {
+	// The short form shows that a container starts, is limited, accounted for and
+	// gone again.
+	testIn(t, minimal, []suite{
+		{pkg: "cgroups", run: "TestVacate|TestOOMKillsAndStats|TestKillForkingGroup"},
+		{pkg: "imagestore", run: "TestUnpackMountLookup"},
+		{pkg: "oci", run: "TestStreamsAndExit|TestLimitsAreSet|TestOOMIsReported"},
+		{pkg: "supervisor/stats/kernel", run: "TestThisMachine"},
+		{pkg: endToEnd, run: "TestOutOfMemory/a_child"},
+	})
 }
 
 func TestUnifiedWithSystemd(t *testing.T) {
-	if !long && os.Getenv("VMTEST_ONLY") == "" {
+	if !long && len(only) == 0 {
 		t.Skip("booting systemd takes the emulator too long for every day: make test-vm")
 	}
-	testIn(t, systemd, suites())
+	testIn(t, systemd, nil)
 }
 
-func testIn(t *testing.T, sys initSystem, all []suite) {
+func TestSELinux(t *testing.T) {
+	if !long && len(only) == 0 {
+		t.Skip("one more boot takes the emulator too long for every day: make test-vm")
+	}
+	suites := []suite{{pkg: "oci", run: "SELinux"}, {pkg: endToEnd, run: "SELinux"}}
+	if len(only) == 0 {
+		asRoot(t)
+		testBoots(t, newRig(t, packages(suites)), selinux, []boot{{"all", suites}})
+		return
+	}
+	testIn(t, selinux, nil)
+}
+
+func asRoot(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("the machine's disk is made by root only")
 	}
-	patience := 4 * time.Minute
-	if long {
-		patience = time.Hour
+}
+
+// testIn runs what is asked for by hand, or all, or the short form.
+func testIn(t *testing.T, sys initSystem, short []suite) {
+	asRoot(t)
+	var chosen []suite
+	for _, one := range only {
+		pkg, run, _ := strings.Cut(one, ":")
+		chosen = append(chosen, suite{pkg: pkg, run: run})
 	}
-	for i, v := range newRig(t, all).run(t, sys, all, patience) {
-		if v.status != 0 {
-			t.Errorf("%s: exit status %d\n%s", all[i].pkg, v.status, tail(v.output, 20_000))
-		} else if testing.Verbose() {
-			t.Logf("%s: %s", all[i].pkg, tail(v.output, 2000))
+	switch {
+	case len(chosen) > 0:
+		testBoots(t, newRig(t, packages(chosen)), sys, []boot{{"chosen", chosen}})
+	case long:
+		boots := []boot{
+			{"cgroups, images", []suite{{pkg: "cgroups", run: "."}, {pkg: "imagestore", run: "."}, {pkg: "supervisor/stats/kernel", run: "."}}},
+			// There is no Go in the machine to build the program of that test with.
+			{"oci", []suite{{pkg: "oci", run: ".", skip: "^TestFilterIsTheSame$"}, {pkg: "oci/validation", run: "TestInMachine"}}},
 		}
+		var all []suite
+		for _, b := range boots {
+			all = append(all, b.suites...)
+		}
+		r := newRig(t, append(packages(all), endToEnd))
+		testBoots(t, r, sys, append(boots, endToEndBoots(t, r)...))
+	default:
+		testBoots(t, newRig(t, packages(short)), sys, []boot{{"short", short}})
+	}
+}
+
+func packages(suites []suite) []string {
+	var out []string
+	for _, s := range suites {
+		if !slices.Contains(out, s.pkg) {
+			out = append(out, s.pkg)
+		}
+	}
+	return out
+}
+
+// testBoots starts a machine for each of the boots, one after the other.
+func testBoots(t *testing.T, r *rig, sys initSystem, boots []boot) {
+	patience := 2 * time.Minute // with a suite
+	if long || len(only) > 0 {
+		patience = 20 * time.Minute
+	}
+	for _, b := range boots {
+		t.Run(b.name, func(t *testing.T) {
+			for i, v := range r.run(t, sys, b.suites, patience) {
+				passed, failed := v.tests(t)
+				name := fmt.Sprintf("%s %s", b.suites[i].pkg, b.suites[i].run)
+				if v.status != 0 {
+					t.Errorf("%s: exit status %d\n%s", name, v.status, tail(failed, 40_000))
+				}
+				if testing.Verbose() {
+					t.Logf("%s:\n%s", name, passed)
+				}
+			}
+		})
 	}
 }

@@ -11,9 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// gpuPatience leaves the whole its two seconds: a driver that first has to start
-// its GPUs takes longer than that.
-const gpuPatience = time.Second
+// answerTime is how long a driver or a server may take to answer: of the default
+// patience a second, which leaves the whole its two. A driver that first has to
+// start its GPUs takes longer than that.
+func (c *checker) answerTime() time.Duration { return c.Patience * 5 / 8 }
 
 // gpus asks for the GPUs as the start of a container does.
 func gpus(c *checker) {
@@ -25,7 +26,7 @@ func gpus(c *checker) {
 		c.note("not looked for")
 		return
 	}
-	ctx, cancel := context.WithTimeout(c.ctx, gpuPatience)
+	ctx, cancel := context.WithTimeout(c.ctx, c.answerTime())
 	defer cancel()
 	kinds, err := c.GPUs(ctx)
 	for _, k := range kinds {
@@ -33,7 +34,7 @@ func gpus(c *checker) {
 	}
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
-		c.warn("see whether nvidia-smi answers; in persistence mode (nvidia-persistenced) it does at once", "the driver has not answered within %s", gpuPatience)
+		c.warn("see whether nvidia-smi answers; in persistence mode (nvidia-persistenced) it does at once (or wait longer: --timeout)", "the driver has not answered within %s", c.answerTime())
 	case err != nil:
 		c.warn("containers with GPUs are put back into the queue until this is repaired; see doc/gpu.md", "%v", err)
 	case len(kinds) == 0:
@@ -75,13 +76,10 @@ const (
 	wrongOffset  = 5 * time.Minute
 )
 
-// clockPatience leaves the whole its two seconds.
-const clockPatience = time.Second
-
 // clockOfCluster compares the clock with the cluster's, and tells whether there is
 // nothing wrong with it.
 func clockOfCluster(c *checker, now time.Time) bool {
-	ctx, cancel := context.WithTimeout(c.ctx, clockPatience)
+	ctx, cancel := context.WithTimeout(c.ctx, c.answerTime())
 	defer cancel()
 	offset, err := c.ClockOffset(ctx)
 	if err != nil {
