@@ -1,6 +1,7 @@
 package keep
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -51,6 +52,10 @@ type ClientConfig struct {
 	// the first retry being 1. nil means a random time below 2 s, 4 s, 8 s,
 	// 16 s, then 20 s.
 	RetryDelay func(round int) time.Duration
+	// ReadRetries and ReadRetryDelay are the same for reading blocks. 0 and nil
+	// mean what is above.
+	ReadRetries    int
+	ReadRetryDelay func(round int) time.Duration
 
 	// HTTPClient, if set, is used as it is; otherwise the client makes its own
 	// with limits that suit the kind of service.
@@ -101,17 +106,16 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	if cfg.DefaultReplication == 0 {
 		cfg.DefaultReplication = DefaultReplication
 	}
-	switch {
-	case cfg.Retries == 0:
-		cfg.Retries = DefaultRetries
-	case cfg.Retries < 0:
-		cfg.Retries = 0
-	}
+	cfg.Retries = cmp.Or(cfg.Retries, DefaultRetries)
+	cfg.ReadRetries = cmp.Or(cfg.ReadRetries, cfg.Retries)
 	if cfg.Order == nil {
 		cfg.Order = ProbeOrder
 	}
 	if cfg.RetryDelay == nil {
 		cfg.RetryDelay = retryDelay
+	}
+	if cfg.ReadRetryDelay == nil {
+		cfg.ReadRetryDelay = cfg.RetryDelay
 	}
 	if cfg.RequestID == nil {
 		cfg.RequestID = randomRequestID
@@ -147,16 +151,20 @@ type round struct {
 // rounds calls try until it says that it is done or the retries are used up. It
 // fetches the service list for each round and sleeps between them.
 func (c *Client) rounds(ctx context.Context, hash string, try func(round) (done bool)) error {
+	return c.roundsOf(ctx, hash, c.cfg.Retries, c.cfg.RetryDelay, try)
+}
+
+func (c *Client) roundsOf(ctx context.Context, hash string, retries int, delay func(round int) time.Duration, try func(round) (done bool)) error {
 	for n := 0; ; n++ {
 		services, err := c.cfg.Services.KeepServices(ctx)
 		if err != nil {
 			return fmt.Errorf("list Keep services: %w", err)
 		}
 		r := round{services: c.cfg.Order(hash, uniqueServices(services)), number: n, disk: allDisks(services)}
-		if try(r) || n == c.cfg.Retries {
+		if try(r) || n >= retries {
 			return ctx.Err()
 		}
-		timer := time.NewTimer(c.cfg.RetryDelay(n + 1))
+		timer := time.NewTimer(delay(n + 1))
 		select {
 		case <-timer.C:
 		case <-ctx.Done():

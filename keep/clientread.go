@@ -47,6 +47,19 @@ func (e *ReadError) NotFound() bool {
 	return len(e.Services) > 0
 }
 
+// Missing tells whether every service answered that it does not have the block, or
+// not for this token.
+func (e *ReadError) Missing() bool {
+	for _, s := range e.Services {
+		switch s.Status {
+		case http.StatusForbidden, http.StatusNotFound, http.StatusGone:
+		default:
+			return false
+		}
+	}
+	return len(e.Services) > 0
+}
+
 // Refused tells whether no service failed otherwise than by saying that the block
 // is not there or not to be read with this signature, and one said the latter: a
 // newer signature may do.
@@ -147,7 +160,7 @@ func (c *Client) getBlock(ctx context.Context, loc Locator, take func(*http.Resp
 	result := &ReadError{Locator: loc.WithoutHints()}
 	badSums := make(map[string]int)
 	done := false
-	err := c.rounds(ctx, loc.Hash(), func(r round) bool {
+	err := c.roundsOf(ctx, loc.Hash(), c.cfg.ReadRetries, c.cfg.ReadRetryDelay, func(r round) bool {
 		result.Attempts++
 		retry := false
 		for _, s := range hintedServices(loc, r.services) {

@@ -348,3 +348,36 @@ func TestClientCopyBlock(t *testing.T) {
 		t.Errorf("missing: %v", err)
 	}
 }
+
+// Reading may have fewer rounds than writing, whatever the number for that.
+func TestClientReadRetries(t *testing.T) {
+	for name, c := range map[string]struct{ retries, read, writes, reads int }{
+		"as for writing": {3, 0, 4, 4},
+		"its own":        {6, 2, 7, 3},
+		"write once":     {-1, 2, 1, 3},
+		"read once":      {2, -1, 3, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			srv := &keeptest.Server{}
+			delays := 0
+			client := keeptest.NewClient(t, func(cfg *keep.ClientConfig) {
+				cfg.Retries, cfg.ReadRetries = c.retries, c.read
+				cfg.ReadRetryDelay = func(round int) time.Duration { delays += round; return 0 }
+			}, keep.Service{URL: srv.Start(t).URL, Type: "disk"})
+			loc := srv.Put([]byte("foo"))
+			srv.Inject(-1, keeptest.Status(503, "busy"))
+			if _, err := client.WriteBlock(t.Context(), []byte("bar"), keep.WriteOptions{}); err == nil {
+				t.Error("written")
+			}
+			if n := len(srv.Requests()); n != c.writes || delays != 0 {
+				t.Errorf("%d requests to write, want %d; waited for reading %d", n, c.writes, delays)
+			}
+			if _, err := client.ReadBlock(t.Context(), loc); err == nil {
+				t.Error("read")
+			}
+			if n := len(srv.Requests()) - c.writes; n != c.reads || delays != c.reads*(c.reads-1)/2 {
+				t.Errorf("%d requests to read, want %d; waits %d", n, c.reads, delays)
+			}
+		})
+	}
+}

@@ -116,7 +116,10 @@ func TestKeepstoreRefuses(t *testing.T) {
 	}{
 		"busy for a while": {5, keeptest.Status(503, "busy"), "10", "", 3},
 		"busy for ever":    {-1, keeptest.Status(503, "busy"), "3", `Unhandled exception during FUSE operation: .*sample\.bam.*[0-9a-f]{32}\+2097152.*HTTP 503`, 0},
-		"token expired":    {-1, keeptest.Status(401, "expired"), "3", `Block not found error: .*[0-9a-f]{32}\+2097152.*HTTP 401.*sample\.bam`, 0},
+		"token expired":    {-1, keeptest.Status(401, "expired"), "3", `Unhandled exception during FUSE operation: .*sample\.bam.*[0-9a-f]{32}\+2097152.*HTTP 401`, 0},
+		"not understood":   {-1, keeptest.Status(400, "bad"), "3", `Unhandled exception during FUSE operation: .*sample\.bam.*[0-9a-f]{32}\+2097152.*HTTP 400`, 0},
+		"forbidden":        {-1, keeptest.Status(403, "no"), "3", `Block not found error: .*[0-9a-f]{32}\+2097152.*HTTP 403.*sample\.bam`, 0},
+		"gone":             {-1, keeptest.Status(410, "gone"), "3", `Block not found error: .*[0-9a-f]{32}\+2097152.*sample\.bam`, 0},
 		"lost":             {-1, keeptest.Status(404, "gone"), "3", `Block not found error: .*[0-9a-f]{32}\+2097152.*sample\.bam`, 0},
 		"damaged":          {-1, keeptest.Corrupt, "3", `Unhandled exception during FUSE operation: .*sample\.bam.*[0-9a-f]{32}\+2097152.*checksum`, 0},
 	} {

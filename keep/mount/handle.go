@@ -210,7 +210,8 @@ func (s *server) readFailure(ctx context.Context, where string, off int64, err e
 	if errors.As(err, &again) {
 		return fuse.EIO // logged a moment ago
 	}
-	if errors.Is(err, keep.ErrNotFound) || refused(err) {
+	var re *keep.ReadError
+	if errors.As(err, &re) && re.Missing() {
 		s.log.errorf("%s: %v (%q at byte %d)", blockNotFound, err, where, off)
 	} else {
 		s.log.errorf("%s: read %q at byte %d: %v", unhandled, where, off, err)

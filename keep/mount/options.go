@@ -36,8 +36,8 @@ type Options struct {
 
 	// StatsInterval is the time between reports on stderr; 0 means none.
 	StatsInterval time.Duration
-	// Retries is how often blocks are looked for and written again, on all
-	// Keep services, after the first time.
+	// Retries is how often blocks are written again, on all Keep services, after
+	// the first time. Reading has its own number.
 	Retries int
 	// RefreshTime is how old what is shown of a collection named by UUID may
 	// be.
@@ -199,7 +199,8 @@ Options:
   --ram-cache                in memory (default)
   --file-cache SIZE          bytes of them, or for a disk also N%
   --refresh-time SECONDS     how old what has a UUID may be (default 15)
-  --retries N                rounds over the Keep services after the first (default 10)
+  --retries N                rounds over the Keep services after the first, when writing
+                             (default 10; reads of files make 4)
   --crunchstat-interval S    write statistics to standard error (default 0: none)
   --debug                    say more
   --version                  print the version

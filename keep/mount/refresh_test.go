@@ -97,7 +97,7 @@ func TestRefusedSignatureStays(t *testing.T) {
 			t.Errorf("refused signature: %v", err)
 		}
 	}
-	w.waitLog(regexp.MustCompile("Block not found error"))
+	w.waitLog(regexp.MustCompile("Unhandled exception during FUSE operation: .*HTTP 400"))
 	if n := w.requests(pdh); n > 3 {
 		t.Errorf("%d API requests", n)
 	}

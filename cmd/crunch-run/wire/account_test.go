@@ -77,12 +77,15 @@ func TestLogSignaturesAreRenewed(t *testing.T) {
 // many more.
 func TestKeepDelay(t *testing.T) {
 	for range 1000 {
-		var sum time.Duration
+		var sum, read time.Duration
 		for round := range KeepRetries {
 			sum += keepDelay(round + 1)
 		}
-		if sum < 2*time.Minute || sum > 5*time.Minute {
-			t.Fatal(sum)
+		for round := range readRetries {
+			read += readDelay(round + 1)
+		}
+		if sum < 2*time.Minute || sum > 5*time.Minute || read < 2*time.Minute || read > 5*time.Minute {
+			t.Fatal(sum, read)
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"os"
 	"sync/atomic"
@@ -18,6 +19,18 @@ import (
 // mountCacheSize bounds the blocks that the FUSE server keeps in memory unless
 // its command line says otherwise, in bytes.
 const mountCacheSize = 4 * keep.MaxBlockSize
+
+// readRetries is the number of rounds over the Keep services after the first when
+// a program reads a file, whatever --retries says (spec keep.md section 12).
+const readRetries = 4
+
+// readDelay is the wait before each of them, from 2, 8, 32 and 80 s to half as
+// much again: four rounds that outlast a Keep that is away for two minutes, as
+// those of keepDelay do.
+func readDelay(round int) time.Duration {
+	wait := [readRetries]time.Duration{2 * time.Second, 8 * time.Second, 32 * time.Second, 80 * time.Second}[min(round, readRetries)-1]
+	return wait + rand.N(wait/2)
+}
 
 // ConnectMount opens the API and Keep for the FUSE server, with the token in
 // its environment, which is the container's.
@@ -57,6 +70,7 @@ func ConnectMount(ctx context.Context, opts mount.Options, cfg arvados.Config) (
 	}
 	client, err := keep.NewClient(paceKeep(keep.ClientConfig{
 		Services: services, Order: keep.MountProbeOrder, Token: cfg.Token, Retries: retries, RetryDelay: keepDelay, TLS: config,
+		ReadRetries: readRetries, ReadRetryDelay: readDelay,
 		DefaultReplication: known.Replication, StorageClasses: opts.StorageClasses, DefaultStorageClasses: known.Classes,
 	}))
 	if err != nil {

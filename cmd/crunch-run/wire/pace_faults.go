@@ -39,6 +39,9 @@ func paceAPI(cfg arvados.Config) arvados.Config {
 func paceKeep(cfg keep.ClientConfig) keep.ClientConfig {
 	delay := cfg.RetryDelay
 	cfg.RetryDelay = func(round int) time.Duration { return delay(round) / haste }
+	if read := cfg.ReadRetryDelay; read != nil {
+		cfg.ReadRetryDelay = func(round int) time.Duration { return read(round) / haste }
+	}
 	return cfg
 }
 
