@@ -34,29 +34,9 @@ func (c *call) contents(uuid string) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	var where []store.Cond
-	var virtual json.RawMessage // the filters of a filter group
-	if uuid != "" {
-		owner := store.Record{}
-		if uuid != c.caller.userUUID() {
-			table := c.s.resources["groups"]
-			if strings.HasPrefix(uuid[5:], "-tpzed-") {
-				table = c.s.resources["users"]
-			}
-			if owner, err = c.find(table, uuid, trashed); err != nil {
-				return nil, err
-			}
-		}
-		switch {
-		case owner.Str("group_class") == filterClass:
-			if virtual, err = groupFilters(owner); err != nil {
-				return nil, err
-			}
-		case recursive:
-			where = []store.Cond{{SQL: "owner_uuid IN (" + belowSQL + ")", Args: []any{uuid}}}
-		default:
-			where = []store.Cond{{SQL: "owner_uuid = ?", Args: []any{uuid}}}
-		}
+	where, virtual, err := c.contentOwner(uuid, recursive, trashed)
+	if err != nil {
+		return nil, err
 	}
 	limit, offset, exact, err := c.page()
 	if err != nil {
@@ -127,6 +107,33 @@ func (c *call) contents(uuid string) (any, error) {
 		out["items_available"] = available
 	}
 	return out, nil
+}
+
+// contentOwner is what the records below uuid ("": all that the caller can read)
+// have in common, and, of a filter group, its filters.
+func (c *call) contentOwner(uuid string, recursive, trashed bool) (where []store.Cond, virtual json.RawMessage, err error) {
+	if uuid == "" {
+		return nil, nil, nil
+	}
+	owner := store.Record{}
+	if uuid != c.caller.userUUID() {
+		table := c.s.resources["groups"]
+		if strings.HasPrefix(uuid[5:], "-tpzed-") {
+			table = c.s.resources["users"]
+		}
+		if owner, err = c.find(table, uuid, trashed); err != nil {
+			return nil, nil, err
+		}
+	}
+	switch {
+	case owner.Str("group_class") == filterClass:
+		virtual, err = groupFilters(owner)
+		return nil, virtual, err
+	case recursive:
+		return []store.Cond{{SQL: "owner_uuid IN (" + belowSQL + ")", Args: []any{uuid}}}, nil, nil
+	default:
+		return []store.Cond{{SQL: "owner_uuid = ?", Args: []any{uuid}}}, nil, nil
+	}
 }
 
 // contentSelection reads the select parameter of contents, nil for everything. A
