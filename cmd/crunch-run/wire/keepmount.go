@@ -34,28 +34,23 @@ func readDelay(round int) time.Duration {
 
 // ConnectMount opens the API and Keep for the FUSE server, with the token in
 // its environment, which is the container's.
-func ConnectMount(ctx context.Context, opts mount.Options, cfg arvados.Config) (mount.Backend, error) {
+func ConnectMount(ctx context.Context, opts mount.Options, cfg arvados.Config) (_ mount.Backend, err error) {
 	api, err := arvados.NewClient(paceAPI(cfg))
 	if err != nil {
 		return mount.Backend{}, err
 	}
+	defer func() {
+		if err != nil {
+			api.Close()
+		}
+	}()
 	services, err := keepServices(api, cfg)
 	if err != nil {
 		return mount.Backend{}, err
 	}
-	known, ok := receive(os.Getenv(clusterVariable))
-	if !ok {
-		discovery, err := api.Discovery(ctx)
-		if err != nil {
-			return mount.Backend{}, fmt.Errorf("read discovery document: %w", err)
-		}
-		exported, err := api.ClusterConfig(ctx)
-		// A server need not have it to be read from.
-		if err != nil && !arvados.IsStatus(err, http.StatusNotFound, http.StatusForbidden, http.StatusUnauthorized) {
-			return mount.Backend{}, fmt.Errorf("read cluster configuration: %w", err)
-		}
-		known.Replication, known.SignatureTTL = discovery.DefaultCollectionReplication, time.Duration(discovery.BlobSignatureTTL)*time.Second
-		known.Classes, known.Slash = exported.DefaultStorageClasses(), exported.Collections.ForwardSlashNameSubstitution
+	known, err := askOrReceive(ctx, api)
+	if err != nil {
+		return mount.Backend{}, err
 	}
 	if cache, ok := services.(*keep.ServiceCache); ok && len(known.Services) > 0 {
 		cache.Prime(known.Services)
@@ -76,27 +71,59 @@ func ConnectMount(ctx context.Context, opts mount.Options, cfg arvados.Config) (
 	if err != nil {
 		return mount.Backend{}, err
 	}
-	backend := mount.Backend{
-		API: mountAPI{api}, Projects: mountAPI{api}, SlashSubstitute: known.Slash, SignatureTTL: known.SignatureTTL,
-	}
 	counted := &countingBlocks{Client: client}
-	if opts.Cache == mount.DiskCache {
-		cache := diskcache.Open(diskcache.Config{
-			Source: counted, Dir: opts.CacheDir, Warn: opts.Warn,
-			Limit: diskcache.Limit{Bytes: opts.CacheBytes, Percent: opts.CachePercent},
-		})
-		backend.Blocks = cache
-		backend.Counters = func() mount.Counters {
-			s := cache.Stats()
-			return mount.Counters{Gets: s.Hits + s.Misses, Hits: s.Hits, Misses: s.Misses, Received: s.Fetched,
-				Puts: counted.puts.Load(), Sent: counted.sent.Load()}
-		}
-		backend.Close = func() error {
+	cache, lookups := mountCache(opts, counted)
+	return mount.Backend{
+		API: mountAPI{api}, Projects: mountAPI{api}, SlashSubstitute: known.Slash, SignatureTTL: known.SignatureTTL,
+		Blocks: cache, InMemory: opts.Cache != mount.DiskCache,
+		Counters: func() mount.Counters {
+			hits, misses := lookups()
+			return mount.Counters{Gets: hits + misses, Hits: hits, Misses: misses,
+				Received: counted.received.Load(), Puts: counted.puts.Load(), Sent: counted.sent.Load()}
+		},
+		Close: func() error {
 			defer api.Close()
 			defer client.Close()
 			return cache.Close()
-		}
-		return backend, nil
+		},
+	}, nil
+}
+
+// askOrReceive is what a FUSE server has to know of the cluster: from its
+// supervisor, or else from the API.
+func askOrReceive(ctx context.Context, api *arvados.Client) (handedOver, error) {
+	if known, ok := receive(os.Getenv(clusterVariable)); ok {
+		return known, nil
+	}
+	discovery, err := api.Discovery(ctx)
+	if err != nil {
+		return handedOver{}, fmt.Errorf("read discovery document: %w", err)
+	}
+	exported, err := api.ClusterConfig(ctx)
+	// A server need not have it to be read from.
+	if err != nil && !arvados.IsStatus(err, http.StatusNotFound, http.StatusForbidden, http.StatusUnauthorized) {
+		return handedOver{}, fmt.Errorf("read cluster configuration: %w", err)
+	}
+	return handedOver{
+		Replication: discovery.DefaultCollectionReplication, SignatureTTL: time.Duration(discovery.BlobSignatureTTL) * time.Second,
+		Classes: exported.DefaultStorageClasses(), Slash: exported.Collections.ForwardSlashNameSubstitution,
+	}, nil
+}
+
+type closingStore interface {
+	keep.BlockStore
+	io.Closer
+}
+
+// mountCache is the cache that was asked for. lookups counts the blocks that were
+// found in it, and the others.
+func mountCache(opts mount.Options, source *countingBlocks) (cache closingStore, lookups func() (hits, misses int64)) {
+	if opts.Cache == mount.DiskCache {
+		disk := diskcache.Open(diskcache.Config{
+			Source: source, Dir: opts.CacheDir, Warn: opts.Warn,
+			Limit: diskcache.Limit{Bytes: opts.CacheBytes, Percent: opts.CachePercent},
+		})
+		return disk, func() (int64, int64) { s := disk.Stats(); return s.Hits, s.Misses }
 	}
 	size := opts.CacheBytes
 	if size <= 0 {
@@ -104,20 +131,8 @@ func ConnectMount(ctx context.Context, opts mount.Options, cfg arvados.Config) (
 	}
 	// With less than a block nothing would be held, and each read of a few KiB would
 	// fetch its whole block, into memory all the same.
-	size = max(size, keep.MaxBlockSize)
-	cache := keep.NewCache(counted, size)
-	backend.Blocks, backend.InMemory = cache, true
-	backend.Counters = func() mount.Counters {
-		s := cache.Stats()
-		return mount.Counters{Gets: s.Hits + s.Misses, Hits: s.Hits, Misses: s.Misses, Received: counted.received.Load(),
-			Puts: counted.puts.Load(), Sent: counted.sent.Load()}
-	}
-	backend.Close = func() error {
-		defer api.Close()
-		defer client.Close()
-		return cache.Close()
-	}
-	return backend, nil
+	memory := keep.NewCache(source, max(size, keep.MaxBlockSize))
+	return memory, func() (int64, int64) { s := memory.Stats(); return s.Hits, s.Misses }
 }
 
 // countingBlocks counts what is exchanged with Keep services, in bytes, and the
