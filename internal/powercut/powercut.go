@@ -28,6 +28,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -146,6 +147,9 @@ func (d *Disk) serve() func() {
 	d.must(err)
 	end := sync.OnceFunc(func() {
 		_ = stdin.Close()
+		// It waits for what has the disk in use, a mount that a failed test left.
+		watchdog := time.AfterFunc(time.Minute, func() { _ = cmd.Process.Kill() })
+		defer watchdog.Stop()
 		if err := cmd.Wait(); err != nil {
 			d.t.Errorf("the disk's server: %v", err)
 		}

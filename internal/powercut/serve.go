@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 )
 
 // serveEnv makes a program that imports this package serve the disk in that
@@ -49,7 +50,8 @@ func serve(dir string) error {
 	}
 	defer log.Close()
 	d := &device{RawFileSystem: fuse.NewDefaultRawFileSystem(), content: content, log: log}
-	server, err := fuse.NewServer(d, filepath.Join(dir, mountName), &fuse.MountOptions{
+	mount := filepath.Join(dir, mountName)
+	server, err := fuse.NewServer(d, mount, &fuse.MountOptions{
 		FsName: "powercut", DirectMountStrict: true, MaxWrite: 1 << 20,
 	})
 	if err != nil {
@@ -61,7 +63,13 @@ func serve(dir string) error {
 	}
 	fmt.Println("ready")
 	_, _ = io.Copy(io.Discard, os.Stdin)
-	return server.Unmount()
+	// The kernel takes its time to close the file of a loop device that nobody uses
+	// any more: until then it is served.
+	if err := unix.Unmount(mount, unix.MNT_DETACH); err != nil {
+		return err
+	}
+	server.Wait()
+	return nil
 }
 
 // device is a file system with one file, whose writes and flushes are logged in
