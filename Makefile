@@ -101,7 +101,7 @@ validation: build-deps ## the OCI's validation suite with us and with runc; writ
 .PHONY: soak
 soak: build-deps ## the long forms of the random and mass tests, all cells of the tables (about five minutes)
 	LOCALCLUSTER_TEST_STEPS=long CRUNCH_RUN_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m ./localcluster/...
-	CRUNCH_RUN_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m -run 'TestDispatch|TestCrowd|TestBridgeStarts|TestOpenSSH|TestAbuse|TestFlood' ./cmd/crunch-run/
+	CRUNCH_RUN_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m -run 'TestDispatch|TestCrowd|TestBridgeStarts|TestOpenSSH|TestAbuse|TestFlood|TestImageCommandsKilled' ./cmd/crunch-run/
 	CRUNCH_RUN_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m ./oci/network/
 	IMAGESTORE_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m ./imagestore/...
 	OCI_TEST_LONG=1 go test -tags $(TAGS) -count=1 -timeout 30m -run "Links|Descriptors" ./oci/

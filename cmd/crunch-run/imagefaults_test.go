@@ -109,7 +109,7 @@ func TestImageCommandsKilled(t *testing.T) {
 	used, second, third := manyFiles("used", 50), manyFiles("second", 400), manyFiles("third", 400)
 	fillStore(t, n, true, used, second, third)
 	rounds := 8
-	if os.Getenv("CRUNCH_RUN_SOAK") != "" {
+	if os.Getenv("CRUNCH_RUN_TEST_LONG") != "" {
 		rounds = 200
 	}
 	const spread = 40 // ms: the program starts in about 15, and removes in about 20
