@@ -39,6 +39,7 @@ type Cache struct {
 	room      chan struct{}            // closed when there may be room; nil if nobody waits for that
 	dropped   int64                    // garbage since it was last collected for us
 	ahead     int64                    // bytes of prefetches under way
+	reading   int64                    // size of the block that was asked for last
 	closed    bool
 	idleTimer *time.Timer
 	idle      time.Duration
@@ -196,7 +197,7 @@ func (c *Cache) Prefetch(loc Locator) {
 	size := loc.Size()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed || loc.IsEmptyBlock() || c.byHash[loc.Hash()] != nil || c.ahead+2*size > c.limit || c.shared.Waiting(loc.Hash()) > 0 {
+	if c.closed || loc.IsEmptyBlock() || c.byHash[loc.Hash()] != nil || c.ahead+size+max(size, c.reading) > c.limit || c.shared.Waiting(loc.Hash()) > 0 {
 		return
 	}
 	c.ahead += size
@@ -216,6 +217,9 @@ func (c *Cache) lookup(loc Locator, count bool) *cached {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e := c.byHash[loc.Hash()]
+	if count {
+		c.reading = loc.Size()
+	}
 	if count && e != nil {
 		c.stats.Hits++
 	} else if count {

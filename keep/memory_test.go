@@ -96,6 +96,24 @@ func TestCacheMemory(t *testing.T) {
 	}
 }
 
+// A block that is fetched ahead does not take the place of a larger one that is
+// being read.
+func TestPrefetchLeavesWhatIsRead(t *testing.T) {
+	store := newMemStore()
+	large, small := storeBlocks(t, store, 1, 600_000)[0], storeBlocks(t, store, 2, 300_000)[1]
+	cache := newCache(t, store, 700_000)
+	for range 3 {
+		if _, err := cache.ReadBlockAt(t.Context(), large, make([]byte, 10), 0); err != nil {
+			t.Fatal(err)
+		}
+		cache.Prefetch(small)
+		cache.WaitPrefetch()
+	}
+	if st := cache.Stats(); st.Misses != 1 {
+		t.Errorf("the block was fetched %d times", st.Misses)
+	}
+}
+
 // What a cache has held is the system's again, without a garbage collection.
 func TestCacheGivesMemoryBack(t *testing.T) {
 	store := &copyStore{memStore: newMemStore()}
