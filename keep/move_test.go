@@ -74,6 +74,9 @@ func TestMoveCrossing(t *testing.T) {
 					check(err)
 				}
 			}
+			if at.Collection().Orphans() == 0 {
+				t.Error("a removed file that is open did not go along")
+			}
 		})
 	}
 	wg.Wait()
