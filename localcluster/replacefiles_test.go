@@ -41,7 +41,7 @@ func TestReplaceFiles(t *testing.T) {
 		"of another user":            {obj{"/m": theirs + "/secret"}, "", 404, ""},
 		"source not there":           {obj{"/m": "current/nosuch"}, "", 422, ""},
 		"unknown source":             {obj{"/m": "elsewhere/m"}, "", 422, ""},
-		"below a replaced one":       {obj{"/d": "current/f", "/d/g": ""}, "", 422, ""},
+		"below a replaced one":       {obj{"/d": "current/d", "/d/g": ""}, "", 422, ""},
 		"below a file":               {obj{"/f/g": "current/f"}, "", 422, ""},
 		"target not canonical":       {obj{"/d/../f": ""}, "", 422, ""},
 		"target not absolute":        {obj{"f": ""}, "", 422, ""},
