@@ -13,7 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// FilePart is a part of a local file that is to become a block.
+// FilePart is a part of a local file that is to become a block. Offset and Length
+// are in bytes.
 type FilePart struct {
 	File   *os.File
 	Offset int64

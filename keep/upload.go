@@ -109,7 +109,8 @@ func (c *Collection) WritesParts() bool {
 }
 
 // WritePart stores a part of a file as a block, as SetWriteOptions says, for
-// AppendBlock. The MD5 of the part must be hash.
+// AppendBlock. The MD5 of the part must be hash. The error is ErrNoWriter unless
+// WritesParts.
 func (c *Collection) WritePart(ctx context.Context, hash string, part FilePart) (Locator, error) {
 	w, ok := c.writer.(PartWriter)
 	if !ok {
