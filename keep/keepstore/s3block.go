@@ -341,7 +341,9 @@ func (v *s3Volume) putParts(ctx context.Context, key string, data []byte) error 
 			if err := gctx.Err(); err != nil {
 				return err
 			}
-			ctx, cancel := v.limited(gctx)
+			// Not gctx: a part that is given up half-way may bring the upload back
+			// after it has been aborted, as S3's documentation warns.
+			ctx, cancel := v.limited(ctx)
 			defer cancel()
 			piece := data[i*s3Part : min(len(data), (i+1)*s3Part)]
 			body := lend(piece)
