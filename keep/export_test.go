@@ -51,3 +51,15 @@ func (c *Collection) Orphans() int {
 	defer c.mu.RUnlock()
 	return len(c.orphans)
 }
+
+// Mapped returns the blocks that c holds outside of the Go heap, as long as it does.
+func (c *Cache) Mapped() (blocks [][]byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for e := c.lru.Front(); e != nil; e = e.Next() {
+		if b := e.Value.(*cached); b.mapped {
+			blocks = append(blocks, b.data)
+		}
+	}
+	return blocks
+}
