@@ -320,7 +320,9 @@ func TestDetachVectors(t *testing.T) {
 		}
 		waitFor(t, "what was typed", func() bool { return typed() == v.ForwardedHex })
 		if !v.Detached {
+			hungUp := strings.Count(d.log.String(), "hung up after")
 			s.Close()
+			waitFor(t, "the end of the session", func() bool { return strings.Count(d.log.String(), "hung up after") > hungUp })
 		}
 	}
 	if n := strings.Count(d.log.String(), "its command goes on"); n != 2 {
