@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -13,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crunch-oci/internal/forkthread"
 	"crunch-oci/oci/internal/libct"
 )
 
@@ -62,16 +62,19 @@ func (e *entering) run(size *TerminalSize) (_ *Session, err error) {
 		text, err := io.ReadAll(io.LimitReader(e.lifeline, 64<<10))
 		reported <- report{strings.TrimSpace(string(text)), err}
 	}()
-	entered, err := enterOnThread(guest, e)
+	thread := forkthread.New()
+	var entered *libct.Entered
+	thread.Do(func() { entered, err = enterHere(guest, e) })
 	_ = e.closeTheirs() // so that what we read ends with the process
 	if err != nil {
+		thread.End()
 		_ = e.lifeline.Close()
 		if r := <-reported; r.err != nil && e.r.ending() {
 			return nil, errEnded
 		}
 		return nil, err
 	}
-	s = &Session{entered: entered, cgroup: e.r.cgroup, terminal: size != nil, ended: make(chan struct{}),
+	s = &Session{entered: entered, thread: thread, cgroup: e.r.cgroup, terminal: size != nil, ended: make(chan struct{}),
 		stdin: e.ours[0], stdout: e.ours[1], stderr: e.ours[2]}
 	e.ours = [3]*os.File{}
 	if stat, err := readProcStat(entered.PID); err == nil {
@@ -101,18 +104,16 @@ func (e *entering) run(size *TerminalSize) (_ *Session, err error) {
 	return s, nil
 }
 
-// enterOnThread calls Enter on a thread that cannot end before it returns: the
-// first of the processes it makes would be killed. It is not the thread of
-// forkthread, because it may wait for a file system of the container that does
-// not answer, which must not keep others from starting processes.
+// enterHere calls Enter on a thread that nobody else uses, and that lives until
+// the process has been reaped. It is not the one of forkthread.Do, because it may
+// wait for a file system of the container that does not answer, which must not
+// keep others from starting processes.
 //
 // Enter makes several processes, one from the other, and if it fails early, above
 // all because the container is ending, does not wait for all of them. Not reaped,
 // they would keep the container from ending for ever. All are children of this
-// thread, which nobody else uses meanwhile.
-func enterOnThread(guest *libct.Guest, e *entering) (*libct.Entered, error) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
+// thread.
+func enterHere(guest *libct.Guest, e *entering) (*libct.Entered, error) {
 	before := threadChildren()
 	entered, err := guest.Enter(e.process, e.theirs)
 	if err != nil {

@@ -13,13 +13,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crunch-oci/cgroups"
+	"crunch-oci/internal/forkthread"
 	"crunch-oci/oci/internal/libct"
 )
 
 // Session is a command that Exec has started in a container.
 type Session struct {
 	entered *libct.Entered
-	start   uint64 // start time of the command, to tell it from others of its number
+	thread  forkthread.Thread // whose child it is
+	start   uint64            // start time of the command, to tell it from others of its number
 	cgroup  *cgroups.Cgroup
 
 	stdin          *os.File // with a terminal its master, which is stdout as well
@@ -166,7 +168,8 @@ func (s *Session) Close() error {
 // end.
 func (s *Session) reap() {
 	defer close(s.ended)
-	status, err := s.entered.Wait()
+	status, err := s.entered.Wait(s.thread.Do)
+	s.thread.End()
 	s.signals.Lock()
 	s.reaped = true
 	s.signals.Unlock()

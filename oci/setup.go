@@ -94,7 +94,7 @@ func (c *Container) startInit(ctx context.Context, stateDir string, stdio Stdio)
 	c.running = newInhabited(stateDir, c.id, c.pid, c.cgroup, c.ids, alive)
 	go func() {
 		defer close(c.ended)
-		status, err := c.ctr.Wait()
+		status, err := c.ctr.Wait(forkthread.Do)
 		c.exit, c.waitErr = exitStatus(status), err
 	}()
 	c.tidy.Add("kill the container's processes", bounded(c.Kill))

@@ -95,6 +95,14 @@ func TestAbuse(t *testing.T) {
 		{name: "too deep an output", script: "probe deep /out 1000", stdout: "1000\n", code: -1},
 		{name: "shared memory", script: "dd if=/dev/zero of=/dev/shm/f bs=1M 2>/dev/null; wc -c </dev/shm/f; exit 8", code: 8, stdout: "67108864\n"},
 		{name: "100,000 open files", script: "touch go; probe hoard files 100000; rm go hoarding", stdout: "*"},
+		{name: "traced leader, init off", script: "exec probe traced leader", flags: []string{"-init=off"}, code: 7, stdout: "traced\n"},
+		{name: "traced leader, init on", script: "exec probe traced leader", flags: []string{"-init=on"}, code: 7, stdout: "traced\n"},
+		{name: "traced exec, init off", script: "exec probe traced exec", flags: []string{"-init=off"}, code: 7, stdout: "traced\n"},
+		{name: "traced exec, init on", script: "exec probe traced exec", flags: []string{"-init=on"}, code: 7, stdout: "traced\n"},
+		{name: "traced thread, init off", script: "exec probe traced thread", flags: []string{"-init=off"}, code: 7, stdout: "traced\n"},
+		{name: "traced thread, init on", script: "exec probe traced thread", flags: []string{"-init=on"}, code: 7, stdout: "traced\n"},
+		{name: "traced thread-signal, init off", script: "exec probe traced thread-signal", flags: []string{"-init=off"}, code: 7, stdout: "traced\n"},
+		{name: "traced thread-signal, init on", script: "exec probe traced thread-signal", flags: []string{"-init=on"}, code: 7, stdout: "traced\n"},
 	} {
 		t.Run(a.name, func(t *testing.T) {
 			uuid := c.submit(t, image, sh(a.script), a.other)

@@ -7,32 +7,17 @@
 // started through Do.
 package forkthread
 
-import (
-	"runtime"
-	"sync"
-)
+import "sync"
 
-var (
-	once sync.Once
-	work chan func()
-)
+var forever = sync.OnceValue(func() Thread {
+	t := Thread{make(chan func())}
+	go serve(t)
+	return t
+})
+
+// serve has no end on purpose: the thread must outlive every child.
+func serve(t Thread) { t.serve() }
 
 // Do runs fn on the long-lived thread and returns when fn has returned. Calls
 // are run one after the other; fn must not call Do.
-func Do(fn func()) {
-	once.Do(func() {
-		work = make(chan func())
-		go serve()
-	})
-	done := make(chan struct{})
-	work <- func() { defer close(done); fn() }
-	<-done
-}
-
-// serve has no end on purpose: the thread must outlive every child.
-func serve() {
-	runtime.LockOSThread()
-	for fn := range work {
-		fn()
-	}
-}
+func Do(fn func()) { forever().Do(fn) }

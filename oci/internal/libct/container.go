@@ -132,10 +132,13 @@ func (c *Container) Signal(sig syscall.Signal) error {
 }
 
 // Wait waits for the container's init to end and reaps it. It must be called
-// once after Start.
-func (c *Container) Wait() (syscall.WaitStatus, error) { return wait(c.process) }
+// once after Start, of which do is the thread.
+func (c *Container) Wait(do func(func())) (syscall.WaitStatus, error) { return wait(c.process, do) }
 
-func wait(p *libcontainer.Process) (syscall.WaitStatus, error) {
+func wait(p *libcontainer.Process, do func(func())) (syscall.WaitStatus, error) {
+	if pid, err := p.Pid(); err == nil {
+		awaitExit(pid, do)
+	}
 	state, err := p.Wait()
 	if state == nil {
 		return 0, fmt.Errorf("wait for a process of the container: %w", err)

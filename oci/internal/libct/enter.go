@@ -82,7 +82,7 @@ type EnterFiles struct {
 // called as soon as Enter returns: the kernel does not let a container end as
 // long as one of its processes is not reaped.
 //
-// Enter must be called on a thread that lives until it returns.
+// Enter must be called on a thread that lives until Wait returns.
 func (g *Guest) Enter(p *specs.Process, files EnterFiles) (*Entered, error) {
 	process, err := newProcess(p)
 	if err != nil {
@@ -123,8 +123,9 @@ type Entered struct {
 	PID     int
 }
 
-// Wait waits for the process to end and reaps it. It must be called once.
-func (e *Entered) Wait() (syscall.WaitStatus, error) { return wait(e.process) }
+// Wait waits for the process to end and reaps it. It must be called once. do is
+// the thread of Enter.
+func (e *Entered) Wait(do func(func())) (syscall.WaitStatus, error) { return wait(e.process, do) }
 
 // Signal sends a signal to the process; os.ErrProcessDone if it has ended.
 func (e *Entered) Signal(sig syscall.Signal) error { return e.process.Signal(sig) }

@@ -342,7 +342,7 @@ func TestFilterOfAWaitingContainer(t *testing.T) {
 func TestFilterCannotBeLoaded(t *testing.T) {
 	for what, spoil := range map[string]func(*Container){
 		"refused": func(c *Container) { c.filter.program = make([]byte, sockFilterSize) },
-		"killed":  func(c *Container) { _ = c.Signal(unix.SIGKILL); _, _ = c.Wait() },
+		"killed":  func(c *Container) { _ = c.Signal(unix.SIGKILL); _, _ = c.Wait(func(f func()) { f() }) },
 		"too big": func(c *Container) { c.filter.program = make([]byte, sockFilterSize*(maxFilter+1)) },
 	} {
 		t.Run(what, func(t *testing.T) {

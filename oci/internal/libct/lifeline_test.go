@@ -100,7 +100,7 @@ func newFilteredContainer(t *testing.T, filter *specs.LinuxSeccomp, args ...stri
 func TestInitEndsWithItsLifeline(t *testing.T) {
 	c, lifeline := newTestContainer(t, "busybox", "true")
 	unix.Close(lifeline)
-	status, err := c.Wait()
+	status, err := c.Wait(func(f func()) { f() })
 	if err != nil || !status.Exited() || status.ExitStatus() != 128+int(unix.SIGKILL) {
 		t.Errorf("status %v, %v", status, err)
 	}

@@ -22,7 +22,7 @@ import (
 
 func main() {
 	if len(os.Args) < 2 {
-		fail("usage: probe tree|self|as|eat|flood|line|deep|hoard|zombies|web|whoami ...")
+		fail("usage: probe tree|self|as|eat|flood|line|deep|hoard|zombies|traced|web|whoami ...")
 	}
 	args := os.Args[2:]
 	switch os.Args[1] {
@@ -74,6 +74,8 @@ func main() {
 			check(syscall.Chdir("directory"))
 		}
 		fmt.Println(args[1])
+	case "traced": // traced leader|exec|thread|thread-signal: makes its parent its tracer
+		traced(args[0])
 	case "zombies": // zombies COUNT: children that nobody waits for
 		for range number(args[0]) {
 			check(exec.Command("/bin/true").Start())

@@ -10,8 +10,8 @@ typedef long word;
 
 enum {
 	SYS_write = 1, SYS_close = 3, SYS_rt_sigprocmask = 14, SYS_clone = 56, SYS_execve = 59,
-	SYS_wait4 = 61, SYS_kill = 62, SYS_fcntl = 72, SYS_rt_sigtimedwait = 128, SYS_prctl = 157, SYS_exit_group = 231,
-	F_SETFD = 2, FD_CLOEXEC = 1, PR_SET_NAME = 15, WNOHANG = 1, SIGCHLD = 17, CLONE_VFORK = 0x4000,
+	SYS_wait4 = 61, SYS_kill = 62, SYS_fcntl = 72, SYS_ptrace = 101, SYS_rt_sigtimedwait = 128, SYS_prctl = 157, SYS_exit_group = 231,
+	F_SETFD = 2, FD_CLOEXEC = 1, PR_SET_NAME = 15, WNOHANG = 1, SIGTRAP = 5, SIGCHLD = 17, PTRACE_DETACH = 17, CLONE_VFORK = 0x4000,
 	ENOENT = 2, E2BIG = 7, ENOEXEC = 8, ENOMEM = 12, EACCES = 13, ENOTDIR = 20, EISDIR = 21, ETXTBSY = 26, ENAMETOOLONG = 36, ELOOP = 40,
 	lifeline = 3, notFound = 127, cannotExecute = 126,
 };
@@ -133,7 +133,12 @@ __attribute__((used)) static void run(word *stack) {
 		int status;
 		word pid;
 		while ((pid = call(SYS_wait4, -1, (word)&status, WNOHANG, 0)) > 0)
-			if (pid == child)
+			if ((status & 0xff) == 0x7f) {
+				// It has made its parent its tracer (PTRACE_TRACEME), and has stopped:
+				// see libct.awaitExit.
+				word sig = status >> 8 & 0xff;
+				call(SYS_ptrace, PTRACE_DETACH, pid, 0, sig == SIGTRAP ? 0 : sig);
+			} else if (pid == child)
 				// Not by the same signal: the first process of a PID namespace
 				// ignores those it sends to itself.
 				call(SYS_exit_group, status & 0x7f ? 128 + (status & 0x7f) : status >> 8 & 0xff, 0, 0, 0);
