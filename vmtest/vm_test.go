@@ -95,7 +95,7 @@ func packages(suites []suite) []string {
 func testBoots(t *testing.T, r *rig, sys initSystem, boots []boot) {
 	patience := 2 * time.Minute // with a suite
 	if long || len(only) > 0 {
-		patience = 20 * time.Minute
+		patience = 40 * time.Minute
 	}
 	for _, b := range boots {
 		t.Run(b.name, func(t *testing.T) {

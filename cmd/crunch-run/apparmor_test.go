@@ -15,7 +15,7 @@ import (
 // the programs for it is told of; "check" says all of this first.
 func TestAppArmor(t *testing.T) {
 	if on, _ := os.ReadFile("/sys/module/apparmor/parameters/enabled"); !strings.HasPrefix(string(on), "Y") {
-		if os.Getenv("VMTEST_MACHINE") != "" {
+		if inMachine {
 			t.Fatal("AppArmor is off in the machine that has it")
 		}
 		t.Skip("this kernel has no AppArmor; Debian's in make test-vm has it")
