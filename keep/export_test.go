@@ -1,6 +1,9 @@
 package keep
 
-import "time"
+import (
+	"context"
+	"time"
+)
 
 // SetBlockSize lowers the block limit of a collection.
 func (c *Collection) SetBlockSize(n int) { c.blockSize = n }
@@ -12,6 +15,11 @@ func (c *Cache) SetIdle(d time.Duration) { c.idle = d }
 func (c *Client) Waiting(loc Locator, n int) bool { return c.shared.Waiting(loc.Hash()) == n }
 
 func (c *Cache) Waiting(loc Locator, n int) bool { return c.shared.Waiting(loc.Hash()) == n }
+
+// Use calls fn with a block as it lies in the cache.
+func (c *Cache) Use(ctx context.Context, loc Locator, fn func([]byte) error) error {
+	return c.use(ctx, loc, fn)
+}
 
 // Taken is how many bytes of memory blocks have.
 func (c *Cache) Taken() int64 {
@@ -50,6 +58,13 @@ func (c *Collection) Orphans() int {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	return len(c.orphans)
+}
+
+// WaitClosed returns when Close has dropped what was held.
+func (c *Cache) WaitClosed() {
+	<-c.ctx.Done()
+	c.mu.Lock()
+	defer c.mu.Unlock()
 }
 
 // Mapped returns the blocks that c holds outside of the Go heap, as long as it does.

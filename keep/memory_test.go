@@ -135,16 +135,113 @@ func TestCacheGivesMemoryBack(t *testing.T) {
 		content = append(content, bytes.Clone(b[:512]))
 	}
 	cache.Close()
-	memory, err := os.Open("/proc/self/mem")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer memory.Close()
 	for i, b := range blocks {
 		// Something else may be mapped there by now.
-		now := make([]byte, len(content[i]))
-		if _, err := memory.ReadAt(now, int64(uintptr(unsafe.Pointer(&b[0])))); err == nil && bytes.Equal(now, content[i]) {
+		if now, err := peek(b[:512]); err == nil && bytes.Equal(now, content[i]) {
 			t.Errorf("block %d is still in memory", i)
 		}
+	}
+}
+
+// peek copies b, and returns an error where touching it would end the process.
+func peek(b []byte) ([]byte, error) {
+	memory, err := os.Open("/proc/self/mem")
+	if err != nil {
+		return nil, err
+	}
+	defer memory.Close()
+	now := make([]byte, len(b))
+	_, err = memory.ReadAt(now, int64(uintptr(unsafe.Pointer(&b[0]))))
+	return now, err
+}
+
+// lateStore fetches whatever becomes of the context: the last bytes have come
+// already.
+type lateStore struct {
+	*memStore
+	fetching, come chan struct{}
+}
+
+func (s *lateStore) CopyBlock(_ context.Context, loc keep.Locator, w io.WriterAt) error {
+	s.fetching <- struct{}{}
+	<-s.come
+	data, err := s.ReadBlock(context.Background(), loc)
+	if err == nil {
+		_, err = w.WriteAt(data, 0)
+	}
+	return err
+}
+
+// A cache that is closed while a block of it is being read, or comes, leaves the
+// reader what it reads, and gives it back afterwards.
+func TestCacheCloseWhileRead(t *testing.T) {
+	const size = 1 << 20
+	for _, c := range []struct {
+		name   string
+		before bool // the block is in the cache before
+		late   bool // closed when the block is about to come, not when it is read
+	}{
+		{"held", true, false},
+		{"fetched", false, false},
+		{"on its way", false, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			store := &lateStore{newMemStore(), make(chan struct{}), make(chan struct{})}
+			loc := storeBlocks(t, store, 2, size)[1] // ones
+			cache := newCache(t, store, 1<<30)
+			read := func(fn func([]byte) error) <-chan error {
+				done := make(chan error, 1)
+				go func() { done <- cache.Use(t.Context(), loc, fn) }()
+				return done
+			}
+			if c.before {
+				done := read(func([]byte) error { return nil })
+				<-store.fetching
+				store.come <- struct{}{}
+				if err := <-done; err != nil {
+					t.Fatal(err)
+				}
+			}
+			var block []byte
+			closed := make(chan error, 1)
+			done := read(func(b []byte) error {
+				block = b
+				if c.late {
+					// Close waits only for the fetch.
+					if err := <-closed; err != nil {
+						return err
+					}
+				} else if err := cache.Close(); err != nil {
+					return err
+				}
+				now, err := peek(b)
+				if err == nil && !bytes.Equal(now, bytes.Repeat([]byte{1}, size)) {
+					err = errors.New("something else is there")
+				}
+				if taken := cache.Taken(); taken != size {
+					t.Errorf("%d bytes are taken while one block is read", taken)
+				}
+				return err
+			})
+			if !c.before {
+				<-store.fetching
+			}
+			if c.late {
+				go func() { closed <- cache.Close() }()
+				cache.WaitClosed()
+			}
+			if !c.before {
+				store.come <- struct{}{}
+			}
+			if err := <-done; err != nil {
+				t.Fatalf("reading while the cache is closed: %v", err)
+			}
+			if now, err := peek(block); err == nil && bytes.Equal(now, bytes.Repeat([]byte{1}, size)) {
+				t.Error("the block is still in memory")
+			}
+			if taken, held := cache.Taken(), cache.Stats().Bytes; taken != 0 || held != 0 {
+				t.Errorf("%d bytes taken, %d held when all is over", taken, held)
+			}
+		})
 	}
 }
