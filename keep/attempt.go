@@ -1,6 +1,7 @@
 package keep
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,6 +38,10 @@ func (e *ServiceError) Error() string {
 
 // Unwrap returns Err.
 func (e *ServiceError) Unwrap() error { return e.Err }
+
+// errAnswerFirst is no success whatever the answer says: nobody can have looked
+// at a block that was not sent.
+var errAnswerFirst = errors.New("the service answered before it had received the block, and did not take the rest")
 
 // Temporary tells whether another round may end better.
 func (e *ServiceError) Temporary() bool {
@@ -108,7 +113,15 @@ func (c *Client) do(ctx context.Context, a attempt, read func(*http.Response) er
 	resp.Body = progressReader{resp.Body, dog}
 	dog.progress(1)
 	if resp.StatusCode == http.StatusOK {
-		if err := read(resp); err != nil {
+		// An answer that is read to its end makes the transport cut off what it
+		// is still sending.
+		var err error
+		if sent.whole() {
+			err = read(resp)
+		} else {
+			err = cmp.Or(sent.err(), errAnswerFirst)
+		}
+		if err != nil {
 			e := fail(err)
 			e.Status = resp.StatusCode
 			return e

@@ -67,6 +67,7 @@ type sentBodies struct {
 	content content
 	dog     *watchdog
 	open    sync.WaitGroup
+	last    *sentBody // the latest that was made; not used by the transport's goroutines
 
 	mu     sync.Mutex
 	failed error // of reading the content
@@ -74,7 +75,15 @@ type sentBodies struct {
 
 func (s *sentBodies) reader() io.ReadCloser {
 	s.open.Add(1)
-	return &sentBody{sentBodies: s, closed: s.open.Done}
+	s.last = &sentBody{sentBodies: s, closed: s.open.Done}
+	return s.last
+}
+
+// whole waits until the transport has ceased to send, and tells whether the latest
+// body went out to its end.
+func (s *sentBodies) whole() bool {
+	s.open.Wait()
+	return s.last == nil || s.last.pos == s.content.Size()
 }
 
 // err returns why the content could not be read, or nil.

@@ -1,16 +1,20 @@
 package keep_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
+	"io"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"testing"
+	"time"
 
 	"crunch-oci/keep"
 	"crunch-oci/keep/keeptest"
@@ -111,6 +115,78 @@ func TestWriteToStalledServer(t *testing.T) {
 				t.Errorf("error %v", err)
 			}
 		})
+	}
+}
+
+// A service that says to have stored a block before it has received it is
+// believed only if it then takes the block.
+func TestWriteAnsweredFirst(t *testing.T) {
+	data := make([]byte, 32<<20) // more than a connection buffers
+	_, _ = rand.NewChaCha8([32]byte{2}).Read(data)
+	hash := md5hex(data)
+	f := tempFile(t, data)
+	ways := map[string]func(context.Context, *keep.Client) (keep.Locator, error){
+		"memory": func(ctx context.Context, c *keep.Client) (keep.Locator, error) {
+			return c.WriteBlock(ctx, data, keep.WriteOptions{Replication: 1})
+		},
+		"file": func(ctx context.Context, c *keep.Client) (keep.Locator, error) {
+			return c.WritePart(ctx, hash, keep.FilePart{File: f, Length: int64(len(data))}, keep.WriteOptions{Replication: 1})
+		},
+	}
+	for name, then := range map[string]func(*bufio.ReadWriter, int64, <-chan struct{}) []byte{
+		"closes": func(*bufio.ReadWriter, int64, <-chan struct{}) []byte { return nil },
+		"stalls": func(_ *bufio.ReadWriter, _ int64, end <-chan struct{}) []byte { <-end; return nil },
+		"half": func(rw *bufio.ReadWriter, n int64, _ <-chan struct{}) []byte {
+			_, _ = io.CopyN(io.Discard, rw, n/2)
+			return nil
+		},
+		"takes it": func(rw *bufio.ReadWriter, n int64, _ <-chan struct{}) []byte {
+			got := make([]byte, n)
+			_, _ = io.ReadFull(rw, got)
+			return got
+		},
+	} {
+		for way, write := range ways {
+			t.Run(name+"/"+way, func(t *testing.T) {
+				got, end := make(chan []byte, 100), make(chan struct{})
+				s := new(keeptest.Server)
+				s.Inject(-1, func(_ *keeptest.Server, w http.ResponseWriter, r *http.Request) bool {
+					conn, rw, err := w.(http.Hijacker).Hijack()
+					if err != nil {
+						t.Error(err)
+						return true
+					}
+					defer conn.Close()
+					text := fmt.Sprintf("%s+%d\n", hash, r.ContentLength)
+					fmt.Fprintf(rw, "HTTP/1.1 200 OK\r\nX-Keep-Replicas-Stored: 1\r\nContent-Length: %d\r\n\r\n%s", len(text), text)
+					if err := rw.Flush(); err != nil {
+						t.Error(err)
+					}
+					got <- then(rw, r.ContentLength, end)
+					return true
+				})
+				service := s.Start(t)
+				defer close(end)
+				idle := time.Minute
+				if name == "stalls" {
+					idle = 100 * time.Millisecond
+				}
+				client := keeptest.NewClient(t, func(cfg *keep.ClientConfig) {
+					cfg.IdleTimeout, cfg.Retries = idle, 1
+				}, service)
+				loc, err := write(t.Context(), client)
+				if name == "takes it" {
+					if err != nil || loc.Hash() != hash || !bytes.Equal(<-got, data) {
+						t.Errorf("%v, %v, or something else was sent", loc, err)
+					}
+					return
+				}
+				var failed *keep.WriteError
+				if !errors.As(err, &failed) || failed.Stored != 0 || failed.Attempts != 2 {
+					t.Errorf("%v, %v", loc, err)
+				}
+			})
+		}
 	}
 }
 
