@@ -131,8 +131,8 @@ func (dir fileAPI) Collection(ctx context.Context, id string) (Record, error) {
 }
 
 // SaveCollection replaces the file ID, unless there is a file ID.refuse with
-// "403" or the text of another error in it. It counts in ID.saves. A file
-// ID.replace says what becomes of replace, "ignore" or "refuse"; with "nothing" in
+// "403" or the text of another error in it. Each request is noted in ID.saves: as r
+// if single files are to be replaced, as w if the whole manifest is. A file ID.replace says what becomes of replace, "ignore" or "refuse"; with "nothing" in
 // it nothing is ever replaced.
 func (dir fileAPI) SaveCollection(ctx context.Context, id, manifest string, replace map[string]string) (Record, error) {
 	f, err := os.OpenFile(filepath.Join(string(dir), id+".saves"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -143,7 +143,11 @@ func (dir fileAPI) SaveCollection(ctx context.Context, id, manifest string, repl
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
 		return Record{}, err
 	}
-	_, _ = f.WriteString(".")
+	if replace != nil {
+		_, _ = f.WriteString("r")
+	} else {
+		_, _ = f.WriteString("w")
+	}
 	if text, err := os.ReadFile(filepath.Join(string(dir), id+".refuse")); err == nil {
 		if string(text) == "403" {
 			return Record{}, fmt.Errorf("403 %w", fs.ErrPermission)

@@ -49,7 +49,7 @@ type origin struct {
 	// last; sent is a manifest that the API server may have taken since.
 	record atomic.Pointer[Record]
 	sent   string    // protected by lock
-	whole  bool      // the API server cannot replace single files; protected by lock
+	refuse refusals  // protected by lock
 	expiry time.Time // of the signatures that the tree has; protected by lock
 	former []string  // hashes of what others have replaced lately; protected by lock
 
@@ -247,6 +247,33 @@ func (s *server) saveHeld(ctx context.Context, l *live) error {
 	return err
 }
 
+// refusals remembers that the API server has refused to replace single files. That
+// may be because it cannot, or because of something that is over at the next save:
+// so it is asked again then, and each time that it refuses once more, after twice
+// as many saves as before.
+type refusals struct {
+	row   int // one after the other
+	whole int // saves for which it is not asked, the one under way included
+}
+
+// maxWhole is the binary logarithm of how many saves there are at most from one
+// time that the API server is asked to the next.
+const maxWhole = 6
+
+func (r *refusals) refused() {
+	r.row = min(r.row+1, maxWhole)
+	r.whole = 1<<r.row - 1
+}
+
+// saved notes a save.
+func (r *refusals) saved() {
+	if r.whole > 0 {
+		r.whole--
+	} else {
+		r.row = 0
+	}
+}
+
 // push saves. The caller holds the lock.
 func (s *server) push(ctx context.Context, l *live) error {
 	o := l.origin
@@ -271,16 +298,19 @@ func (s *server) push(ctx context.Context, l *live) error {
 		if keep.PortableDataHash(manifest) != have.PortableDataHash {
 			err := s.put(ctx, l, have, manifest)
 			if errors.Is(err, ErrNoReplace) {
-				// Because of what others have saved in this moment, or always.
 				if err := s.pull(ctx, l); err != nil {
 					return err
 				}
-				o.whole = o.record.Load().PortableDataHash == have.PortableDataHash
+				if o.record.Load().PortableDataHash == have.PortableDataHash {
+					// Not because of what others have saved in this moment.
+					o.refuse.refused()
+				}
 				continue
 			}
 			if err != nil {
 				return err
 			}
+			o.refuse.saved()
 		}
 		o.sent = ""
 		o.saved.Store(changes)
@@ -293,7 +323,7 @@ func (s *server) push(ctx context.Context, l *live) error {
 func (s *server) put(ctx context.Context, l *live, have *Record, manifest string) error {
 	o := l.origin
 	var replace map[string]string
-	if !o.whole {
+	if o.refuse.whole == 0 {
 		paths, ok, err := keep.Replacements(have.ManifestText, manifest)
 		if err != nil {
 			return err

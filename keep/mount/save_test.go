@@ -258,6 +258,38 @@ func TestSaveWhole(t *testing.T) {
 	}
 }
 
+// An API server that refuses to replace single files is asked again: at the next
+// save, and more and more rarely as long as it goes on refusing.
+func TestSaveSingleFilesAgain(t *testing.T) {
+	w, dir := mountSaved(t, func(w *world) string { return ". " + w.put([]byte("foo")) + " 0:3:foo\n" })
+	how := filepath.Join(w.api, savedUUID+".replace")
+	n := 0
+	saves := func(count int, want string) {
+		t.Helper()
+		before := w.saves()
+		for range count {
+			must(t, os.WriteFile(dir+"/"+strconv.Itoa(n), []byte("x"), 0o666))
+			n++
+		}
+		text, err := os.ReadFile(filepath.Join(w.api, savedUUID+".saves"))
+		must(t, err)
+		if got := string(text[before:]); got != want {
+			t.Errorf("%d saves: requests %s, want %s", count, got, want)
+		}
+	}
+	must(t, os.WriteFile(how, []byte("refuse"), 0o600))
+	saves(1, "rw")
+	must(t, os.Remove(how))
+	saves(2, "rr")
+	must(t, os.WriteFile(how, []byte("refuse"), 0o600))
+	saves(11, "rw"+"rwww"+"rwwwwwww")
+	must(t, os.Remove(how))
+	saves(2, "rr")
+	if got := w.onRecord(); len(got) != 1+n {
+		t.Errorf("on record %q", got)
+	}
+}
+
 // An API server that takes nothing, and says no word about it, is not asked again
 // and again by who waits for the save.
 func TestSaveNothing(t *testing.T) {
