@@ -158,6 +158,7 @@ func Run(ctx context.Context, o Options) *Report {
 		r.Findings = append(r.Findings, res.found...)
 		res.mu.Unlock()
 		if late {
+			r.Hung = true
 			r.Findings = append(r.Findings, Finding{checks[i].area, Failure, fmt.Sprintf("no answer within %v", o.Patience), "look for a disk or network file system that hangs, or an overloaded node (--timeout waits longer)"})
 		}
 	}

@@ -12,7 +12,9 @@ type Report struct {
 	Version string `json:"version"`
 	Host    string `json:"host"`
 	// Healthy is false if a finding is a Failure.
-	Healthy      bool      `json:"healthy"`
+	Healthy bool `json:"healthy"`
+	// Hung tells that a check has not ended, and may never.
+	Hung         bool      `json:"-"`
 	Findings     []Finding `json:"checks"`
 	Settings     []Setting `json:"settings"`
 	Milliseconds int64     `json:"milliseconds"`

@@ -36,7 +36,7 @@ func Check(ctx context.Context, o nodecheck.Options) *nodecheck.Report {
 		_ = r.close()
 	}()
 	patience := cleanupTimeout
-	if !report.Healthy {
+	if report.Hung {
 		patience = closePatience
 	}
 	late := time.NewTimer(patience)
@@ -48,8 +48,8 @@ func Check(ctx context.Context, o nodecheck.Options) *nodecheck.Report {
 	return report
 }
 
-// closePatience is how long the end of a check on a node that is not fit waits
-// for what may never end.
+// closePatience is how long the end of a check of which a part hangs waits for
+// what may never end either.
 const closePatience = 100 * time.Millisecond
 
 // newTempDir makes a directory that nobody else knows of.
