@@ -28,8 +28,21 @@ var someCalls = []faultCell{
 	{"keep-mount: open /dev/fuse", "fails for ever"},
 	{"init: pivot_root", "fails once"},
 	{"supervisor: rename STORE/layers/HASH", "kill -9"},
-	{"supervisor: move_mount SCRATCH/rootfs", "kill -9"},
+	{rootMount(), "kill -9"},
 	{"init: write RUN/UUID/oci/UUID/exec.fifo", "kill -9"},
+}
+
+// rootMount is the call that mounts a container's root directory: by descriptor,
+// where the kernel does not know one option per layer (before Linux 6.7).
+func rootMount() string {
+	var host unix.Utsname
+	_ = unix.Uname(&host)
+	var major, minor int
+	_, _ = fmt.Sscanf(unix.ByteSliceToString(host.Release[:]), "%d.%d", &major, &minor)
+	if major < 6 || major == 6 && minor < 7 {
+		return "supervisor: mount overlay N"
+	}
+	return "supervisor: move_mount SCRATCH/rootfs"
 }
 
 // callCounter turns names of calls into points.
