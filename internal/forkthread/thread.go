@@ -2,12 +2,14 @@ package forkthread
 
 import "runtime"
 
-// Thread is an operating-system thread that does nothing but what Do is given.
-// The children that are started on it, and those of them that make their parent
-// their tracer (ptrace(2), PTRACE_TRACEME), have this one thread for it.
+// Thread is an operating-system thread that runs only what Do is given.
+//
+// To the kernel the thread, not the process, is the parent of the children that are
+// started on it: their parent-death signal comes when it ends, and it is their
+// tracer if they ask for one (ptrace(2), PTRACE_TRACEME).
 type Thread struct{ work chan func() }
 
-// New starts a thread. End must be called in the end.
+// New starts a thread, which lives until End.
 func New() Thread {
 	t := Thread{make(chan func())}
 	go t.serve()
@@ -22,7 +24,7 @@ func (t Thread) Do(fn func()) {
 	<-done
 }
 
-// End gives the thread back, when no Do is left and no child needs it.
+// End ends the thread. No Do may be running, and none may follow.
 func (t Thread) End() { close(t.work) }
 
 func (t Thread) serve() {

@@ -123,8 +123,8 @@ type Entered struct {
 	PID     int
 }
 
-// Wait waits for the process to end and reaps it. It must be called once. do is
-// the thread of Enter.
+// Wait waits for the process to end and reaps it. It must be called once. do runs
+// functions on the thread that called Enter.
 func (e *Entered) Wait(do func(func())) (syscall.WaitStatus, error) { return wait(e.process, do) }
 
 // Signal sends a signal to the process; os.ErrProcessDone if it has ended.

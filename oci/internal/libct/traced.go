@@ -5,45 +5,27 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"sync"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// awaitExit returns when the process pid, a child of this one that has not been
-// reaped, has ended. do runs functions on the thread whose child it is.
+// awaitExit returns when pid, a child of this process, has ended. It does not reap
+// it. do runs functions on the thread that started the child, which is the only one
+// that ptrace(2) obeys.
 //
-// A process can make its parent its tracer without asking it (ptrace(2),
-// PTRACE_TRACEME), as programs do that want no debugger. Then it stops at each
-// signal until the tracer lets it go on, wait(2) says so as if that were its end,
-// and of its threads those that do the same must be waited for one by one before
-// the process itself can be. Whoever does that is detached: we trace nobody.
+// A child can make its parent its tracer without asking (ptrace(2), PTRACE_TRACEME),
+// as programs do that want no debugger. From then on it stops at each signal until
+// the tracer lets it go on. wait(2) reports each stop, which would be taken for the
+// child's end. A single thread of the child can do so as well, and must then be
+// reaped by itself, before the child can be. We trace nobody, so whatever stops is
+// detached.
 func awaitExit(pid int, do func(func())) {
-	children := make(chan os.Signal, 1)
-	signal.Notify(children, unix.SIGCHLD)
-	done, swept := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(swept)
-		// At most so often: there may be many threads, of somebody who signals.
-		const interval = 100 * time.Millisecond
-		pause := time.NewTimer(0)
-		defer pause.Stop()
-		for {
-			select {
-			case <-done:
-				return
-			case <-pause.C:
-			}
-			detachThreads(pid, do)
-			select {
-			case <-done:
-				return
-			case <-children:
-				pause.Reset(interval)
-			}
-		}
-	}()
+	done := make(chan struct{})
+	var threads sync.WaitGroup
+	threads.Go(func() { watchThreads(pid, do, done) })
 	for {
 		var info siginfo
 		err := waitid(pid, &info, unix.WEXITED|unix.WNOWAIT)
@@ -55,18 +37,44 @@ func awaitExit(pid int, do func(func())) {
 		}
 		detach(pid, do)
 	}
-	signal.Stop(children)
 	close(done)
-	<-swept
+	threads.Wait()
 }
 
-// detachThreads lets the threads of a process go on, but for the first, that have
-// stopped because this process is their tracer, and reaps those that have ended.
+// watchThreads calls detachThreads until done is closed: at once, and whenever the
+// kernel says that a child has changed (SIGCHLD, which it also sends for threads).
+func watchThreads(pid int, do func(func()), done <-chan struct{}) {
+	// There may be thousands of threads, and a container can cause signals at will.
+	const interval = 100 * time.Millisecond
+	changed := make(chan os.Signal, 1)
+	signal.Notify(changed, unix.SIGCHLD)
+	defer signal.Stop(changed)
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	for {
+		select {
+		case <-done:
+			return
+		case <-pause.C:
+		}
+		detachThreads(pid, do)
+		select {
+		case <-done:
+			return
+		case <-changed:
+			pause.Reset(interval)
+		}
+	}
+}
+
+// detachThreads looks at all threads of a process but the first, which awaitExit
+// waits for. Those that we trace are detached if they have stopped, and reaped if
+// they have ended.
 func detachThreads(pid int, do func(func())) {
 	dir := fmt.Sprintf("/proc/%d/task", pid)
 	d, err := os.Open(dir)
 	if err != nil {
-		return // it has been reaped
+		return // the process has been reaped
 	}
 	defer d.Close()
 	names, _ := d.Readdirnames(-1)
@@ -76,10 +84,12 @@ func detachThreads(pid int, do func(func())) {
 			continue
 		}
 		var info siginfo
+		// An error (ECHILD) means that we do not trace the thread.
 		if waitid(tid, &info, unix.WEXITED|unix.WSTOPPED|unix.WNOHANG|unix.WNOWAIT) != nil || info.code == 0 {
 			continue
 		}
-		// Not reaped, it still is who it was, if it was not another child already.
+		// The number may have been given to another child since the list was read.
+		// It cannot from here on: only this function reaps the thread.
 		if _, err := os.Stat(dir + "/" + name); err != nil {
 			continue
 		}
@@ -91,8 +101,9 @@ func detachThreads(pid int, do func(func())) {
 	}
 }
 
-// detach takes note of a stop and lets the thread go on, with the signal that has
-// stopped it but for the one that the kernel sends to tracees that execute a program.
+// detach ends the tracing of a thread that has stopped, and lets it go on. The
+// signal that stopped it is passed on, except for SIGTRAP, which the kernel makes
+// up when a tracee executes a program.
 func detach(tid int, do func(func())) {
 	var info siginfo
 	if waitid(tid, &info, unix.WSTOPPED|unix.WNOHANG) != nil || !info.stopped() {
@@ -102,19 +113,22 @@ func detach(tid int, do func(func())) {
 	if unix.Signal(sig) == unix.SIGTRAP {
 		sig = 0
 	}
-	// It may have been killed meanwhile.
+	// The error says that the thread has been killed meanwhile.
 	do(func() { _, _, _ = unix.RawSyscall6(unix.SYS_PTRACE, unix.PTRACE_DETACH, uintptr(tid), 0, sig, 0, 0) })
 }
 
-// siginfo is what waitid(2) says, as the kernel lays it out on 64 bits.
+// siginfo is the result of waitid(2), as the kernel lays it out on 64 bits.
 type siginfo struct {
 	signo, errno, code, _ int32
 	pid, uid, status      int32
 	_                     [100]byte
 }
 
-// stopped tells whether it is about a stop (CLD_TRAPPED, CLD_STOPPED).
-func (i *siginfo) stopped() bool { return i.code == 4 || i.code == 5 }
+// stopped tells whether the thread has stopped, and not ended.
+func (i *siginfo) stopped() bool {
+	const trapped, stopped = 4, 5 // CLD_TRAPPED, CLD_STOPPED of asm-generic/siginfo.h
+	return i.code == trapped || i.code == stopped
+}
 
 func waitid(pid int, info *siginfo, options int) error {
 	*info = siginfo{}
