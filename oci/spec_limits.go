@@ -10,6 +10,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"crunch-oci/oci/internal/libct"
 )
 
 // cpuPeriod is Docker's CFS period in microseconds; the quota counts in it.
@@ -102,11 +104,11 @@ func CheckRlimits(limits []specs.POSIXRlimit) error {
 			}
 		}
 		var own unix.Rlimit
-		number, ok := rlimitNumbers[l.Type]
+		resource, ok := libct.Rlimits[l.Type]
 		if !ok {
 			return fmt.Errorf("%s: no such limit", l.Type)
 		}
-		if err := unix.Getrlimit(number, &own); err != nil {
+		if err := unix.Getrlimit(resource, &own); err != nil {
 			return fmt.Errorf("getrlimit %s: %w", l.Type, err)
 		}
 		if l.Hard > own.Max && !mayRaiseLimits() {
@@ -114,14 +116,6 @@ func CheckRlimits(limits []specs.POSIXRlimit) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// rlimitNumbers are all limits of Linux by their names (getrlimit(2)).
-var rlimitNumbers = map[string]int{
-	"RLIMIT_AS": unix.RLIMIT_AS, "RLIMIT_CORE": unix.RLIMIT_CORE, "RLIMIT_CPU": unix.RLIMIT_CPU, "RLIMIT_DATA": unix.RLIMIT_DATA,
-	"RLIMIT_FSIZE": unix.RLIMIT_FSIZE, "RLIMIT_LOCKS": unix.RLIMIT_LOCKS, "RLIMIT_MEMLOCK": unix.RLIMIT_MEMLOCK, "RLIMIT_MSGQUEUE": unix.RLIMIT_MSGQUEUE,
-	"RLIMIT_NICE": unix.RLIMIT_NICE, "RLIMIT_NOFILE": unix.RLIMIT_NOFILE, "RLIMIT_NPROC": unix.RLIMIT_NPROC, "RLIMIT_RSS": unix.RLIMIT_RSS,
-	"RLIMIT_RTPRIO": unix.RLIMIT_RTPRIO, "RLIMIT_RTTIME": unix.RLIMIT_RTTIME, "RLIMIT_SIGPENDING": unix.RLIMIT_SIGPENDING, "RLIMIT_STACK": unix.RLIMIT_STACK,
 }
 
 // mayRaiseLimits tells whether this process has CAP_SYS_RESOURCE.

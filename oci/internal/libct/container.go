@@ -132,7 +132,7 @@ func (c *Container) Signal(sig syscall.Signal) error {
 }
 
 // Wait waits for the container's init to end and reaps it. It must be called
-// once after Start, of which do is the thread.
+// once after Start. do runs functions on the thread that called Start.
 func (c *Container) Wait(do func(func())) (syscall.WaitStatus, error) { return wait(c.process, do) }
 
 func wait(p *libcontainer.Process, do func(func())) (syscall.WaitStatus, error) {
@@ -220,7 +220,7 @@ func newProcess(p *specs.Process) (*libcontainer.Process, error) {
 		lp.AdditionalGroups = append(lp.AdditionalGroups, int(g))
 	}
 	for _, r := range p.Rlimits {
-		kind, ok := rlimits[r.Type]
+		kind, ok := Rlimits[r.Type]
 		if !ok {
 			return nil, fmt.Errorf("resource limit %q is not known", r.Type)
 		}
@@ -229,8 +229,9 @@ func newProcess(p *specs.Process) (*libcontainer.Process, error) {
 	return lp, nil
 }
 
-// rlimits are the limits of getrlimit(2) by the names of the specification.
-var rlimits = map[string]int{
+// Rlimits are the resources of getrlimit(2) by their names in the OCI runtime
+// specification (process.rlimits).
+var Rlimits = map[string]int{
 	"RLIMIT_AS":         unix.RLIMIT_AS,
 	"RLIMIT_CORE":       unix.RLIMIT_CORE,
 	"RLIMIT_CPU":        unix.RLIMIT_CPU,
