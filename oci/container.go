@@ -30,7 +30,7 @@ type Container struct {
 	lifeline *os.File
 	pid      int
 	startErr atomic.Pointer[StartError]
-	running  *inhabited // nil if the command was found not to be executable
+	running  *runningContainer // nil if the command was found not to be executable
 
 	ended   chan struct{} // closed when init has been reaped
 	exit    ExitStatus    // valid once ended is closed

@@ -17,7 +17,7 @@ import (
 // what listens there is not the container's.
 var ErrHostNetwork = errors.New("container has no IP address distinct from host")
 
-func (r *inhabited) Dial(ctx context.Context, port int) (net.Conn, error) {
+func (r *runningContainer) dial(ctx context.Context, port int) (net.Conn, error) {
 	if port < 1 || port > 65535 {
 		return nil, fmt.Errorf("connect to the container: port %d is not between 1 and 65535", port)
 	}
@@ -59,12 +59,12 @@ func (c *Container) Dial(ctx context.Context, port int) (net.Conn, error) {
 	if c.running == nil {
 		return nil, errEnded
 	}
-	return c.running.Dial(ctx, port)
+	return c.running.dial(ctx, port)
 }
 
 // networkNamespace opens the container's network namespace, which is not the
 // host's.
-func (r *inhabited) networkNamespace() (*os.File, error) {
+func (r *runningContainer) networkNamespace() (*os.File, error) {
 	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", r.pid))
 	if err == nil && r.alive() != nil {
 		// Reaped: the number may have been another's when it was opened.

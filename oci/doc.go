@@ -14,9 +14,8 @@
 // the command is executed, a lifeline to the creator (see [Init]). And Kill and
 // Delete never report success while a process of the container lives.
 //
-// [Container.Exec] and [Container.Dial] are for those who come in from outside: a
-// command beside the first process, a connection to its network. [Runtime.Load]
-// gives both to a process that did not create the container.
+// While the container runs, [Container.Exec] starts a further command in it, and
+// [Container.Dial] connects to a port of its network.
 //
 // Only the package internal/libct below imports runc's libcontainer, whose API
 // is not stable. A program that creates containers must call [Init] first

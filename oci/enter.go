@@ -42,26 +42,11 @@ func (e *entering) run(size *TerminalSize) (_ *Session, err error) {
 	if err := refuse(guest); err != nil {
 		return nil, err
 	}
-	if err := e.r.crowded(); err != nil {
+	if err := e.r.checkRoom(); err != nil {
 		return nil, err
 	}
 	e.refusals = e.r.refusals()
-	// What the process says on the lifeline: that it is there, and then, if it
-	// could not execute the program, why.
-	type report struct {
-		text string
-		err  error
-	}
-	reported := make(chan report, 1)
-	go func() {
-		if err := libct.Admit(e.lifeline, e.r.alive); err != nil {
-			_ = e.lifeline.Close() // without it, the process goes away
-			reported <- report{err: err}
-			return
-		}
-		text, err := io.ReadAll(io.LimitReader(e.lifeline, 64<<10))
-		reported <- report{strings.TrimSpace(string(text)), err}
-	}()
+	reported := e.admit()
 	thread := forkthread.New()
 	var entered *libct.Entered
 	thread.Do(func() { entered, err = enterHere(guest, e) })
@@ -91,28 +76,54 @@ func (e *entering) run(size *TerminalSize) (_ *Session, err error) {
 			return nil, err
 		}
 	}
-	r := <-reported
-	if gaveUp(r.text) {
-		return nil, errNoRoom
-	}
-	if r.text != "" {
-		return nil, &ExecError{Code: (&StartError{Reason: r.text}).ExitCode(), Text: printable(r.text)}
-	}
-	if r.err != nil {
-		return nil, r.err
+	if err := (<-reported).failure(); err != nil {
+		return nil, err
 	}
 	return s, nil
 }
 
-// enterHere calls Enter on a thread that nobody else uses, and that lives until
-// the process has been reaped. It is not the one of forkthread.Do, because it may
-// wait for a file system of the container that does not answer, which must not
-// keep others from starting processes.
+// report is what a process has said on the lifeline by the time it executes its
+// program or ends: nothing, or why it could not.
+type report struct {
+	text string
+	err  error // of reading it
+}
+
+// admit lets the process go on once it is in the container, and sends its report.
+func (e *entering) admit() <-chan report {
+	reported := make(chan report, 1)
+	go func() {
+		if err := libct.Admit(e.lifeline, e.r.alive); err != nil {
+			_ = e.lifeline.Close() // which ends the process
+			reported <- report{err: err}
+			return
+		}
+		text, err := io.ReadAll(io.LimitReader(e.lifeline, 64<<10))
+		reported <- report{strings.TrimSpace(string(text)), err}
+	}()
+	return reported
+}
+
+// failure returns nil if the process executes its program.
+func (r report) failure() error {
+	switch {
+	case crashed(r.text):
+		return errNoRoom
+	case r.text != "":
+		return &ExecError{Code: (&StartError{Reason: r.text}).ExitCode(), Text: printable(r.text)}
+	}
+	return r.err
+}
+
+// enterHere calls Enter on the calling thread, which must be the process's own and
+// live until it has been reaped. (The thread of forkthread.Do will not do: Enter may
+// wait for a file system of the container that does not answer, and nobody else
+// could start a process meanwhile.)
 //
-// Enter makes several processes, one from the other, and if it fails early, above
-// all because the container is ending, does not wait for all of them. Not reaped,
-// they would keep the container from ending for ever. All are children of this
-// thread.
+// Enter makes several processes, each from the one before. If it fails early,
+// usually because the container is ending, it does not wait for all of them.
+// Unless they are reaped, the container cannot end. All are children of the
+// calling thread.
 func enterHere(guest *libct.Guest, e *entering) (*libct.Entered, error) {
 	before := threadChildren()
 	entered, err := guest.Enter(e.process, e.theirs)
@@ -152,8 +163,8 @@ func reapChild(pid int) {
 	}
 }
 
-// explain turns what went wrong into an *ExecError if it lies in the command,
-// the account or the container.
+// explain returns the error to report for err: an *ExecError if the reason lies in
+// the command, the account or the container.
 func (e *entering) explain(err error) error {
 	var refused *ExecError
 	if errors.As(err, &refused) {
@@ -179,9 +190,10 @@ func (e *entering) explain(err error) error {
 	return fmt.Errorf("start a command in container %s: %w", e.r.id, err)
 }
 
-// endsSoon tells whether the container is ending. Of its processes, which are all
-// killed then, the one that asks for it may have been among the first.
-func (r *inhabited) endsSoon() bool {
+// endsSoon tells whether the container is ending, and waits half a second for signs
+// of it: when all its processes are killed, the one that was entering may be hit
+// before the first process is.
+func (r *runningContainer) endsSoon() bool {
 	const patience, interval = 500 * time.Millisecond, 10 * time.Millisecond
 	ticks := time.NewTicker(interval)
 	defer ticks.Stop()
@@ -195,7 +207,7 @@ func (r *inhabited) endsSoon() bool {
 }
 
 // ending tells whether the first process ends or has ended.
-func (r *inhabited) ending() bool {
+func (r *runningContainer) ending() bool {
 	s, err := readProcStat(r.pid)
 	return err != nil || s.exiting || r.alive() != nil
 }

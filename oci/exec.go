@@ -55,31 +55,33 @@ var (
 	errEnded      = &ExecError{1, "the container has ended"}
 )
 
-// inhabited is a running container as those see it who come in from outside:
-// they run commands in it and connect to its network. Its methods, which are
-// Container's, may be called from several goroutines.
-type inhabited struct {
+// runningContainer is what must be known of a container to run commands in it and
+// to connect to its network. Its methods may be called from several goroutines.
+type runningContainer struct {
 	stateDir, id string
-	pid          int
+	pid          int // of the first process
 	cgroup       *cgroups.Cgroup
 	ids          idmap.Range // of its user namespace
-	// alive returns nil as long as the first process has not been reaped, so that
-	// its number stands for it and for no other process.
+	// alive returns nil as long as the first process has not been reaped. Until
+	// then no other process can have its number.
 	alive func() error
-	// accounts has room for one: reading the container's account files can take
-	// long, if their owner means it, and memory.
+	// accounts is a semaphore of one: the container's owner can make its account
+	// files large, and slow to read.
 	accounts chan struct{}
-	// starts has room for a few: as long as a command is being started there are
-	// other programs in memory for it, among them, where the kernel has nothing
-	// better, a copy of this one.
+	// starts is a semaphore of maxStarts: a command that is being started takes the
+	// memory of runc's init and, on kernels before 5.2, of a copy of this program.
 	starts chan struct{}
 }
 
-// maxStarts is how many commands are being started at the same time.
+// maxStarts is how many commands may be started at the same time.
 const maxStarts = 8
 
-func newInhabited(stateDir, id string, pid int, cg *cgroups.Cgroup, ids idmap.Range, alive func() error) *inhabited {
-	return &inhabited{ids: ids, stateDir: stateDir, id: id, pid: pid, cgroup: cg, alive: alive, accounts: make(chan struct{}, 1), starts: make(chan struct{}, maxStarts)}
+func newRunningContainer(c *Container, stateDir string) *runningContainer {
+	return &runningContainer{
+		stateDir: stateDir, id: c.id, pid: c.pid, cgroup: c.cgroup, ids: c.ids,
+		alive:    func() error { return c.ctr.Signal(0) },
+		accounts: make(chan struct{}, 1), starts: make(chan struct{}, maxStarts),
+	}
 }
 
 // refuse returns an *ExecError if no command can run in the container now.
@@ -95,7 +97,22 @@ func refuse(guest *libct.Guest) error {
 	return nil
 }
 
-func (r *inhabited) Exec(ctx context.Context, q ExecRequest) (*Session, error) {
+// Exec starts a command in the container: in its namespaces and cgroup, with its
+// system call filter and limits, and with no more privileges than its first
+// process could have. It returns when the command runs; the error is an
+// *ExecError if the reason lies in the command, the account or the container.
+//
+// ctx bounds the start only. What has been started ends by itself, by
+// Session.Kill, or with the container, whose end and exit status it does not
+// affect. The caller must call Session.Close in the end.
+func (c *Container) Exec(ctx context.Context, q ExecRequest) (*Session, error) {
+	if c.running == nil {
+		return nil, errEnded // the command was not executable: nothing ever ran
+	}
+	return c.running.exec(ctx, q)
+}
+
+func (r *runningContainer) exec(ctx context.Context, q ExecRequest) (*Session, error) {
 	p, shells, err := r.prepareExec(ctx, q)
 	if err != nil {
 		return nil, err
@@ -116,30 +133,13 @@ func (r *inhabited) Exec(ctx context.Context, q ExecRequest) (*Session, error) {
 	return nil, &ExecError{127, "there is no shell in the container"}
 }
 
-// Exec starts a command in the container: in its namespaces and cgroup, with its
-// system call filter and limits, and with no more privileges than its first
-// process could have. It returns when the command runs; the error is an
-// *ExecError if the reason lies in the command, the account or the container.
-//
-// ctx bounds the start only. What has been started ends by itself, by
-// Session.Kill, or with the container, whose end and exit status it does not
-// affect. The caller must call Session.Close in the end.
-func (c *Container) Exec(ctx context.Context, q ExecRequest) (*Session, error) {
-	if c.running == nil {
-		return nil, errEnded // the command was not executable: nothing ever ran
+// prepareExec returns the process of a command, without its arguments, and the
+// login shells to try if it is to be one.
+func (r *runningContainer) prepareExec(ctx context.Context, q ExecRequest) (p *specs.Process, shells [][]string, err error) {
+	if err := q.check(); err != nil {
+		return nil, nil, err
 	}
-	return c.running.Exec(ctx, q)
-}
-
-// prepareExec returns all there is to say about the process but its arguments,
-// and what to take for a login shell.
-func (r *inhabited) prepareExec(ctx context.Context, q ExecRequest) (p *specs.Process, shells [][]string, err error) {
-	for _, s := range slices.Concat(q.Args, q.Env, []string{q.User}) {
-		if strings.IndexByte(s, 0) >= 0 {
-			return nil, nil, &ExecError{1, "the command, its environment or its account contains a NUL byte"}
-		}
-	}
-	main, err := readProcessRecord(filepath.Join(r.stateDir, r.id))
+	record, err := readProcessRecord(filepath.Join(r.stateDir, r.id))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, errEnded
 	}
@@ -155,9 +155,8 @@ func (r *inhabited) prepareExec(ctx context.Context, q ExecRequest) (p *specs.Pr
 			return nil, nil, &ExecError{1, fmt.Sprintf("id %d is not among the %d that the container has", id, r.ids.Count)}
 		}
 	}
-	p = main.Process
-	spec := &specs.Spec{Process: p}
-	if err := Apply(spec, withUser(who)); err != nil {
+	p = record.Process
+	if err := Apply(&specs.Spec{Process: p}, withUser(who)); err != nil {
 		return nil, nil, err
 	}
 	if c := p.Capabilities; c != nil {
@@ -168,42 +167,67 @@ func (r *inhabited) prepareExec(ctx context.Context, q ExecRequest) (p *specs.Pr
 			c.Effective, c.Permitted = c.Bounding, c.Bounding
 		}
 	}
-	env := newEnviron()
-	for _, kv := range p.Env {
-		name, value, _ := strings.Cut(kv, "=")
-		env.set(name, value)
-	}
-	if main.HomeAdded {
-		env.set("HOME", who.home)
-	}
-	for _, kv := range q.Env {
-		name, value, ok := strings.Cut(kv, "=")
-		if !ok || name == "" {
-			return nil, nil, &ExecError{1, fmt.Sprintf("environment variable %q is not valid", kv)}
-		}
-		env.set(name, value)
-	}
-	p.Env = env.list()
+	p.Env = record.environment(who, q.Env)
 	p.Terminal, p.ConsoleSize = q.Terminal != nil, nil
 	if t := q.Terminal; t != nil && t.Columns > 0 && t.Rows > 0 {
 		p.ConsoleSize = &specs.Box{Width: uint(t.Columns), Height: uint(t.Rows)}
 	}
-	shells = append(shells, []string{"/bin/bash", "-login"})
+	return p, loginShells(who), nil
+}
+
+// check refuses what execve(2) could not be given.
+func (q ExecRequest) check() error {
+	for _, s := range slices.Concat(q.Args, q.Env, []string{q.User}) {
+		if strings.IndexByte(s, 0) >= 0 {
+			return &ExecError{1, "the command, its environment or its account contains a NUL byte"}
+		}
+	}
+	for _, kv := range q.Env {
+		if name, _, ok := strings.Cut(kv, "="); !ok || name == "" {
+			return &ExecError{1, fmt.Sprintf("environment variable %q is not valid", kv)}
+		}
+	}
+	return nil
+}
+
+// loginShells are the command lines of ExecRequest without arguments, to be tried
+// in this order.
+func loginShells(who identity) [][]string {
+	shells := [][]string{{"/bin/bash", "-login"}}
 	if who.shell != "" {
 		shells = append(shells, []string{who.shell, "-l"})
 	}
-	return p, append(shells, []string{"/bin/sh", "-l"}), nil
+	return append(shells, []string{"/bin/sh", "-l"})
 }
 
-// processRecord is the file in a container's state directory that says what
-// commands in it have in common with its first process. libcontainer's own
-// record lacks environment and working directory.
+// processRecordFile is the name of a processRecord in the container's state
+// directory.
 const processRecordFile = "process.json"
 
+// processRecord is what further commands have in common with the container's first
+// process. libcontainer's own record lacks environment and working directory.
 type processRecord struct {
 	Process *specs.Process
 	// HomeAdded says that HOME is the account's and was not asked for.
 	HomeAdded bool
+}
+
+// environment returns that of a further command: the first process's, the HOME of
+// who runs it, and above these the variables of set.
+func (p processRecord) environment(who identity, set []string) []string {
+	env := newEnviron()
+	add := func(variables []string) {
+		for _, kv := range variables {
+			name, value, _ := strings.Cut(kv, "=")
+			env.set(name, value)
+		}
+	}
+	add(p.Process.Env)
+	if p.HomeAdded {
+		env.set("HOME", who.home)
+	}
+	add(set)
+	return env.list()
 }
 
 func writeProcessRecord(dir string, spec *specs.Spec) error {

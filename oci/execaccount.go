@@ -10,10 +10,10 @@ import (
 	"unicode"
 )
 
-// account looks an account up in the container as it is now: in the files that
-// its processes see. These may lie on a file system that does not answer, so ctx
-// is heeded, and one look-up is made at a time.
-func (r *inhabited) account(ctx context.Context, user string) (identity, error) {
+// account looks up an account in the files that the container's processes see now.
+// One look-up is made at a time. The files may lie on a file system that does not
+// answer: account then returns with ctx, and the look-up goes on in the background.
+func (r *runningContainer) account(ctx context.Context, user string) (identity, error) {
 	if user == "" {
 		user = "root"
 	}
@@ -40,7 +40,7 @@ func (r *inhabited) account(ctx context.Context, user string) (identity, error) 
 	}
 }
 
-func (r *inhabited) lookUp(user string) (identity, error) {
+func (r *runningContainer) lookUp(user string) (identity, error) {
 	root := fmt.Sprintf("/proc/%d/root", r.pid)
 	passwd, err := readInRoot(root, "/etc/passwd")
 	var group string
@@ -48,7 +48,7 @@ func (r *inhabited) lookUp(user string) (identity, error) {
 		group, err = readInRoot(root, "/etc/group")
 	}
 	if r.ending() {
-		return identity{}, errEnded // its root was gone, or another's
+		return identity{}, errEnded // the process's root may have been another's by now
 	}
 	if err != nil {
 		// What is wrong with root's files must not lock root out.

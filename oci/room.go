@@ -5,14 +5,14 @@ import (
 	"strings"
 )
 
-// startPIDs is how many processes and threads there may be of a command for the
-// moment in which it is started: the programs that bring it into the container.
+// startPIDs is how many processes and threads it takes to start a command: runc's
+// init, which is a Go program, has several until it executes the command.
 const startPIDs = 6
 
-// crowded returns an *ExecError if the container's processes leave no room for
-// one more. Without this question the program that is to become the command
-// would end somewhere on its way, with words that nobody understands.
-func (r *inhabited) crowded() error {
+// checkRoom returns an *ExecError if the container's processes leave no room for
+// one more. runc's init would fail somewhere on its way then, with a message of the
+// Go runtime that users cannot make sense of.
+func (r *runningContainer) checkRoom() error {
 	if r.cgroup == nil {
 		return nil
 	}
@@ -22,22 +22,21 @@ func (r *inhabited) crowded() error {
 	return nil
 }
 
-// refusals is how often the limit has kept the container's processes, or those
-// on their way into it, from making another.
-func (r *inhabited) refusals() uint64 {
+// refusals is how often the limit of processes has been hit so far, by the
+// container's processes or by commands that were being started.
+func (r *runningContainer) refusals() uint64 {
 	if r.cgroup == nil {
 		return 0
 	}
 	return r.cgroup.PIDRefusals()
 }
 
-// errNoRoom refuses a command for which the room was gone when it was being
-// started.
+// errNoRoom is the error of a command that hit the limits while it was being started,
+// although checkRoom had found room.
 var errNoRoom = &ExecError{1, "the container has no room for another command: too many processes, or no memory"}
 
-// gaveUp tells whether what a starting program has said is that the Go runtime
-// has given up, as it does where it gets no thread and no memory, rather than why
-// the command cannot be executed.
-func gaveUp(report string) bool {
+// crashed tells whether a report is the Go runtime's, which aborts where it gets no
+// thread or no memory, and not about the command.
+func crashed(report string) bool {
 	return strings.HasPrefix(report, "SIG") || strings.Contains(report, "fatal error: ")
 }

@@ -21,14 +21,14 @@ import (
 type Session struct {
 	entered *libct.Entered
 	thread  forkthread.Thread // whose child it is
-	start   uint64            // start time of the command, to tell it from others of its number
+	start   uint64            // start time of the command (proc(5)), in case its number is reused
 	cgroup  *cgroups.Cgroup
 
 	stdin          *os.File // with a terminal its master, which is stdout as well
 	stdout, stderr *os.File
 	terminal       bool
 
-	signals sync.Mutex // held while a signal is sent, and to say that it has ended
+	signals sync.Mutex // held while a signal is sent: its number must not be reused meanwhile
 	reaped  bool
 	ended   chan struct{} // closed when the command has been reaped
 	exit    ExitStatus    // valid once ended is closed
@@ -58,8 +58,8 @@ func (s *Session) Stderr() io.Reader {
 	return s.stderr
 }
 
-// terminalReader turns what the master of a terminal says when nobody has the
-// other end open any more into the end of a file.
+// terminalReader reports the end of the file when nobody has the terminal open any
+// more: Linux makes reading its master fail with EIO then.
 type terminalReader struct{ f *os.File }
 
 func (t terminalReader) Read(p []byte) (int, error) {
@@ -133,9 +133,9 @@ func (s *Session) Signal(sig syscall.Signal) error {
 	return nil
 }
 
-// Wait waits for the command to end. What it has put into the background may go
-// on, and keep the streams open. The error is ctx's, or says that the process
-// was lost.
+// Wait waits for the command to end. Processes that it has left in the background
+// may keep the streams open. The error is ctx's cause, or says that the command's
+// status could not be learnt.
 func (s *Session) Wait(ctx context.Context) (ExitStatus, error) {
 	select {
 	case <-s.ended:
@@ -145,15 +145,15 @@ func (s *Session) Wait(ctx context.Context) (ExitStatus, error) {
 	}
 }
 
-// Kill kills the command and what it has started, as far as that can be told:
-// its descendants, and those of its login session and process groups. Who has
-// left all of these (a daemon) lives until the container ends.
+// Kill kills the command with its descendants, and the processes of its login session
+// and process groups. A daemon, which has left all of these, lives until the
+// container ends.
 func (s *Session) Kill() error {
 	return killTree(s.cgroup, s.entered.PID, s.start)
 }
 
-// Close gives up the streams: a terminal is hung up, who writes to standard
-// output gets SIGPIPE. Reads and writes end. It does not end the command.
+// Close closes the streams, which ends reads and writes of them. A terminal is hung
+// up; a process that writes to standard output gets SIGPIPE. The command goes on.
 func (s *Session) Close() error {
 	var errs []error
 	for _, f := range []*os.File{s.stdin, s.stdout, s.stderr} {
@@ -164,8 +164,8 @@ func (s *Session) Close() error {
 	return errors.Join(errs...)
 }
 
-// reap waits for the command, without which neither it nor the container could
-// end.
+// reap waits for the command. A process that is not reaped keeps the container from
+// ending.
 func (s *Session) reap() {
 	defer close(s.ended)
 	status, err := s.entered.Wait(s.thread.Do)
@@ -178,15 +178,15 @@ func (s *Session) reap() {
 
 // enter starts a process in the container and returns when it executes its
 // program.
-func (r *inhabited) enter(ctx context.Context, p *specs.Process, size *TerminalSize) (*Session, error) {
+func (r *runningContainer) enter(ctx context.Context, p *specs.Process, size *TerminalSize) (*Session, error) {
 	select {
 	case r.starts <- struct{}{}:
 	case <-ctx.Done():
 		return nil, fmt.Errorf("start a command: %w", context.Cause(ctx))
 	}
-	freed := func() { <-r.starts }
+	release := func() { <-r.starts }
 	if ctx.Err() != nil {
-		freed()
+		release()
 		return nil, fmt.Errorf("start a command: %w", context.Cause(ctx))
 	}
 	type result struct {
@@ -196,19 +196,19 @@ func (r *inhabited) enter(ctx context.Context, p *specs.Process, size *TerminalS
 	started := make(chan result)
 	e := &entering{r: r, process: p}
 	if err := e.open(size); err != nil {
-		freed()
+		release()
 		return nil, errors.Join(err, e.close())
 	}
-	// Without the lifeline a process that is still setting things up ends.
+	// A process that is still setting things up ends with the lifeline.
 	stop := context.AfterFunc(ctx, func() { _ = e.lifeline.Close() })
 	go func() {
 		s, err := e.run(size)
-		freed()
+		release()
 		stop()
 		select {
 		case started <- result{s, err}:
 		case <-ctx.Done():
-			// Nobody waits any more. Exec did not return it: it must not stay.
+			// enter has returned without the session, so it is nobody's.
 			if s != nil {
 				_ = s.Kill()
 				_ = s.Close()
@@ -226,15 +226,15 @@ func (r *inhabited) enter(ctx context.Context, p *specs.Process, size *TerminalS
 	}
 }
 
-// entering is a process on its way into the container, with both ends of all
-// that connects it to this one.
+// entering is a process that is being started in the container, with both ends of
+// its streams and sockets.
 type entering struct {
-	r                 *inhabited
+	r                 *runningContainer
 	process           *specs.Process
 	ours              [3]*os.File // streams
 	theirs            libct.EnterFiles
 	lifeline, console *os.File
-	refusals          uint64 // before it was started; see inhabited.refusals
+	refusals          uint64 // before it was started; see runningContainer.refusals
 }
 
 func (e *entering) open(size *TerminalSize) (err error) {

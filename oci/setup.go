@@ -90,8 +90,7 @@ func (c *Container) startInit(ctx context.Context, stateDir string, stdio Stdio)
 		return err
 	}
 	c.pid = c.ctr.PID()
-	alive := func() error { return c.ctr.Signal(0) }
-	c.running = newInhabited(stateDir, c.id, c.pid, c.cgroup, c.ids, alive)
+	c.running = newRunningContainer(c, stateDir)
 	go func() {
 		defer close(c.ended)
 		status, err := c.ctr.Wait(forkthread.Do)
