@@ -29,7 +29,7 @@ var elsewhere = []struct{ why, tests string }{
 	{"what is in an image is the business of package imagestore, and the tools that make images are not on the disk", `
 		TestImagesOfEveryTool TestAgainstUmoci TestPodmanBuild TestDebian TestDamagedImages TestDamagedImagesInKeep`},
 	{"a machine with cgroup v1 is what these ask for", "TestSlurm TestJobCgroup"},
-	{"reads the source tree", "TestSecurityPageNamesTests"},
+	{"these read the source tree", "TestSecurityPageNamesTests TestArchitecturePageNamesPackages"},
 }
 
 // endToEndBoots divides the tests of package endToEnd: some share a process, so
