@@ -32,23 +32,30 @@ func FuzzRequest(f *testing.F) {
 	f.Add([]byte(strings.NewReplacer("{auth}", auth).Replace(v.Forward.From)), true)
 	f.Add([]byte("POST / HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 32\r\n\r\nuuid="+v.Names.UUID), false)
 
-	ssh := &countingSSH{}
-	dialled := &nowhereCounted{}
-	c := Config{UUID: v.Names.UUID, Secret: v.Names.Secret, Address: "127.0.0.1:0", Target: dialled, SSH: ssh, Logs: tree(v.Dispatch.Files)}
-	s, err := start(f.Context(), c, defaultLimits)
-	if err != nil {
-		f.Fatal(err)
+	// Strangers have a server of their own: what one does for who knows the secret
+	// can go on after its request has been given up here.
+	ssh, dialled := &countingSSH{}, &nowhereCounted{}
+	open := func(target Target, ssh SSHServer) (*Server, *handedIn) {
+		c := Config{UUID: v.Names.UUID, Secret: v.Names.Secret, Address: "127.0.0.1:0", Target: target, SSH: ssh, Logs: tree(v.Dispatch.Files)}
+		s, err := start(f.Context(), c, defaultLimits)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Cleanup(func() { s.Close(context.Background()) })
+		clear := &http.Server{Handler: s, ReadHeaderTimeout: time.Second, MaxHeaderBytes: s.limits.headerBytes, DisableGeneralOptionsHandler: true, ErrorLog: s.http.ErrorLog}
+		l := newHandedIn()
+		served := make(chan error)
+		go func() { served <- clear.Serve(l) }()
+		f.Cleanup(func() { clear.Close(); <-served })
+		return s, l
 	}
-	f.Cleanup(func() { s.Close(context.Background()) })
-	clear := &http.Server{Handler: s, ReadHeaderTimeout: time.Second, MaxHeaderBytes: s.limits.headerBytes, DisableGeneralOptionsHandler: true, ErrorLog: s.http.ErrorLog}
-	l := newHandedIn()
-	served := make(chan error)
-	go func() { served <- clear.Serve(l) }()
-	f.Cleanup(func() { clear.Close(); <-served })
+	strangers, toStrangers := open(dialled, ssh)
+	friends, toFriends := open(&nowhereCounted{}, &countingSSH{})
 
 	f.Fuzz(func(t *testing.T, data []byte, knows bool) {
-		shells, dials := ssh.n.Load(), dialled.n.Load()
+		s, l := strangers, toStrangers
 		if knows {
+			s, l = friends, toFriends
 			data = bytes.ReplaceAll(data, []byte(auth), []byte(s.request))
 		}
 		client, server := net.Pipe()
@@ -69,7 +76,7 @@ func FuzzRequest(f *testing.F) {
 		if knows {
 			return
 		}
-		if bytes.Contains(answer, []byte(s.response)) || ssh.n.Load() != shells || dialled.n.Load() != dials {
+		if bytes.Contains(answer, []byte(s.response)) || ssh.n.Load() > 0 || dialled.n.Load() > 0 {
 			t.Errorf("a stranger gets %q", answer)
 		}
 		for r := bufio.NewReader(bytes.NewReader(answer)); ; {
