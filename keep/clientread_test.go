@@ -214,7 +214,8 @@ func TestClientStalledServer(t *testing.T) {
 			list[0].Inject(-1, keeptest.Hang)
 			loc := list[1].Put(data)
 			client := keeptest.NewClient(t, func(cfg *keep.ClientConfig) {
-				cfg.IdleTimeout = 50 * time.Millisecond
+				// The other one may be slow as well, on a busy machine.
+				cfg.IdleTimeout, cfg.Retries = 50*time.Millisecond, 1000
 			}, services...)
 			var err error
 			if method == "read" {
@@ -238,23 +239,29 @@ func TestClientSlowServer(t *testing.T) {
 	data := bytes.Repeat([]byte("s"), 20)
 	list, services := servers(t, 1, data)
 	loc := list[0].Put(data)
-	const idle = time.Second
-	list[0].Inject(1, func(s *keeptest.Server, w http.ResponseWriter, r *http.Request) bool {
-		w.Header().Set("Content-Length", "20")
-		tick := time.NewTicker(idle / 10)
-		defer tick.Stop()
-		for i := range data {
-			<-tick.C
-			w.Write(data[i : i+1])
-			w.(http.Flusher).Flush()
+	// A busy machine may take too long for one byte, and is given more time.
+	for idle := time.Second; ; idle *= 5 {
+		list[0].Inject(1, func(s *keeptest.Server, w http.ResponseWriter, r *http.Request) bool {
+			w.Header().Set("Content-Length", "20")
+			tick := time.NewTicker(idle / 10)
+			defer tick.Stop()
+			for i := range data {
+				<-tick.C
+				w.Write(data[i : i+1])
+				w.(http.Flusher).Flush()
+			}
+			return true
+		})
+		client := keeptest.NewClient(t, func(cfg *keep.ClientConfig) {
+			cfg.IdleTimeout, cfg.Retries = idle, -1
+		}, services...)
+		_, err := client.ReadBlock(t.Context(), loc)
+		if err == nil {
+			return
 		}
-		return true
-	})
-	client := keeptest.NewClient(t, func(cfg *keep.ClientConfig) {
-		cfg.IdleTimeout, cfg.Retries = idle, -1
-	}, services...)
-	if _, err := client.ReadBlock(t.Context(), loc); err != nil {
-		t.Error(err)
+		if idle > time.Minute {
+			t.Fatal(err)
+		}
 	}
 }
 

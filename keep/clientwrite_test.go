@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -172,17 +173,19 @@ func TestClientWriteParallel(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			data := []byte("parallel")
 			list, services := servers(t, 3, data)
-			var active, most atomic.Int32
+			var mu sync.Mutex
+			var active, most int32
 			both := make(chan struct{})
 			for i, s := range list {
 				services[i].Type, _, _ = strings.Cut(kind, " ")
 				s.Inject(-1, func(*keeptest.Server, http.ResponseWriter, *http.Request) bool {
-					n := active.Add(1)
-					defer active.Add(-1)
-					most.Store(max(most.Load(), n))
-					if n == 2 {
+					mu.Lock()
+					active++
+					if most = max(most, active); active == 2 {
 						close(both)
 					}
+					mu.Unlock()
+					defer func() { mu.Lock(); defer mu.Unlock(); active-- }()
 					select {
 					case <-both:
 					case <-time.After(hold):
@@ -198,8 +201,8 @@ func TestClientWriteParallel(t *testing.T) {
 			if _, err := client.WriteBlock(t.Context(), data, keep.WriteOptions{Replication: 2}); err != nil {
 				t.Fatal(err)
 			}
-			if most.Load() != want {
-				t.Errorf("%d requests at a time, want %d", most.Load(), want)
+			if most != want {
+				t.Errorf("%d requests at a time, want %d", most, want)
 			}
 		})
 	}

@@ -87,6 +87,12 @@ func TestCacheMemory(t *testing.T) {
 	if most := store.most.Load(); most > limit || most < 500_000 {
 		t.Errorf("%d bytes on their way at a time", most)
 	}
+	// The last that were fetched may have failed after all others had made room.
+	for {
+		if _, err := cache.ReadBlockAt(t.Context(), locs[1], make([]byte, 1), 0); err == nil {
+			break
+		}
+	}
 	if held := cache.Stats().Bytes; cache.Taken() > limit || held == 0 {
 		t.Errorf("%d bytes taken, %d held", cache.Taken(), held)
 	}

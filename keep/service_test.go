@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
-	"net/http/httptest"
 	"slices"
 	"strconv"
 	"testing"
@@ -147,15 +145,13 @@ func TestServiceCache(t *testing.T) {
 
 // A service that is restarted at another address is found there.
 func TestServiceMoves(t *testing.T) {
-	gone := httptest.NewServer(http.NotFoundHandler())
-	gone.Close()
 	var server keeptest.Server
 	loc := server.Put([]byte("foo"))
 	there := server.Start(t)
 	asked := 0
 	cache := keep.NewServiceCache(keep.ServiceListerFunc(func(context.Context) ([]keep.Service, error) {
 		if asked++; asked == 1 {
-			return []keep.Service{{UUID: there.UUID, URL: gone.URL, Type: "disk"}}, nil
+			return []keep.Service{{UUID: there.UUID, URL: "http://127.0.0.1:1", Type: "disk"}}, nil
 		}
 		return []keep.Service{there}, nil
 	}))
