@@ -189,25 +189,29 @@ func TestClientGoesAway(t *testing.T) {
 		t.Helper()
 		waitFor(t, what, func() bool { return len(living(t, ctr)) == before })
 	}
-	for _, tree := range []string{"sleep 601", "sh -c 'sleep 601 & sleep 602 & (setsid sleep 603 &) ; sleep 604'", `sh -c 'trap "" HUP TERM; sleep 601; sleep 602'`} {
+	leave := func(tree string, whole bool) {
+		t.Helper()
+		c := d.client()
+		s, err := c.NewSession()
+		must(t, err)
+		must(t, s.Start(tree))
+		waitFor(t, "the session", func() bool { return len(living(t, ctr)) > before })
+		if whole {
+			c.Close()
+		} else {
+			s.Close()
+		}
+	}
+	for _, tree := range []string{"sleep 601", `sh -c 'trap "" HUP TERM; sleep 601; sleep 602'`} {
 		for _, whole := range []bool{false, true} {
-			c := d.client()
-			s, err := c.NewSession()
-			must(t, err)
-			must(t, s.Start(tree))
-			waitFor(t, "the session", func() bool { return len(living(t, ctr)) > before })
-			if whole {
-				c.Close()
-			} else {
-				s.Close()
-			}
-			if strings.Contains(tree, "setsid") {
-				continue // a daemon may have got away; see below
-			}
+			leave(tree, whole)
 			gone("the end of " + tree)
 		}
 	}
 	// What left its session before can stay, and is the container's.
+	for _, whole := range []bool{false, true} {
+		leave("sh -c 'sleep 601 & sleep 602 & (setsid sleep 603 &) ; sleep 604'", whole)
+	}
 	waitFor(t, "the daemons alone", func() bool {
 		for _, name := range living(t, ctr)[before:] {
 			if name != "(sleep)" {
@@ -258,7 +262,10 @@ func TestSessionsEndWithTheContainer(t *testing.T) {
 	must(t, err)
 	_, err = plain.StdinPipe()
 	must(t, err)
-	must(t, plain.Start(`sh -c 'trap "" TERM; sleep 600; sleep 600'`))
+	said, err := plain.StdoutPipe()
+	must(t, err)
+	must(t, plain.Start(`sh -c 'trap "" TERM; echo ready; sleep 600; sleep 600'`))
+	expect(t, said, "ready") // the reply to Start says only that it will be tried
 	tty, _, out := terminal(t, c, "sh -c 'echo ready; sleep 600; sleep 600'")
 	expect(t, out, "ready")
 	must(t, ctr.Signal(syscall.SIGKILL))
@@ -385,12 +392,14 @@ func TestHandshake(t *testing.T) {
 		t.Errorf("log: %q", d.log)
 	}
 	slow := newDoor(t, new(gateway.Deferred), gateway.SSHOptions{}, sshd.Limits{Handshake: 50 * time.Millisecond})
-	c = slow.conn()
-	_, err := io.WriteString(c, "SSH-2.0-slow\r\n")
-	must(t, err)
-	_, _ = io.Copy(io.Discard, c) // until it is closed
-	c.Close()
-	waitFor(t, "the log", func() bool { return strings.Contains(slow.log.String(), "it took too long") })
+	// Who is too slow even to begin is not worth a message.
+	waitFor(t, "the log", func() bool {
+		c := slow.conn()
+		defer c.Close()
+		_, _ = io.WriteString(c, "SSH-2.0-slow\r\n")
+		_, _ = io.Copy(io.Discard, c) // until it is closed
+		return strings.Contains(slow.log.String(), "it took too long")
+	})
 }
 
 func TestSessionFlood(t *testing.T) {
