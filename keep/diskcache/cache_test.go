@@ -114,7 +114,7 @@ func TestKilledWhileFetching(t *testing.T) {
 			case "stopped":
 				_ = first.cmd.Process.Signal(unix.SIGSTOP)
 			}
-			second := startReader(t, w.url, w.dir, "100000000")
+			second := startReader(t, w.url, w.dir, "100000000", stuckVar+"=300ms")
 			second.ask(loc)
 			if how == "killed meanwhile" {
 				first.kill()

@@ -28,17 +28,24 @@ import (
 // Several processes share a cache: this binary again, in another role.
 const roleVar = "DISKCACHE_TEST_ROLE"
 
+// stuckVar is stuckAfter for such a process.
+const stuckVar = "DISKCACHE_TEST_STUCK"
+
 func TestMain(m *testing.M) {
 	if os.Getenv(roleVar) != "" {
 		os.Exit(readerRole())
 	}
+	stuckAfter = time.Hour
 	os.Exit(mountnstest.Run(m))
 }
 
 // readerRole reads the blocks named on its standard input, one locator a line,
 // and answers each with its MD5, or an error.
 func readerRole() int {
-	stuckAfter = 300 * time.Millisecond
+	stuckAfter = time.Hour // on a busy machine the others are slow
+	if d, err := time.ParseDuration(os.Getenv(stuckVar)); err == nil {
+		stuckAfter = d
+	}
 	limit, _ := ParseLimit(os.Getenv("LIMIT"))
 	client, err := keep.NewClient(keep.ClientConfig{
 		Services: keep.FixedServices{{UUID: "zzzzz-bi6l4-000000000000000", URL: os.Getenv("KEEP"), Type: "disk"}},
@@ -80,10 +87,11 @@ type reader struct {
 	out *bufio.Reader
 }
 
-func startReader(t *testing.T, url, dir, limit string) *reader {
+func startReader(t *testing.T, url, dir, limit string, env ...string) *reader {
 	t.Helper()
 	r := &reader{t: t, cmd: exec.Command("/proc/self/exe")}
 	r.cmd.Env = append(os.Environ(), roleVar+"=reader", "KEEP="+url, "DIR="+dir, "LIMIT="+limit, "GORACE=atexit_sleep_ms=0")
+	r.cmd.Env = append(r.cmd.Env, env...)
 	r.cmd.Stderr = os.Stderr
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	stdin, w, err := os.Pipe()
