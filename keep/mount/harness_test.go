@@ -56,6 +56,9 @@ func TestMain(m *testing.M) {
 	}
 }
 
+// patience is for watchdogs: the machine may be busy.
+const patience = 2 * time.Minute
+
 const (
 	token      = "v2/zzzzz-gj3su-aey2u9zwnz5ggdk/secretsecretsecretsecretsecretsecretsecretsecretse"
 	signingKey = "kq0xw7g3mwd5s1v9h2c8rj4t6y0b3n5f7z9l1p3a5e7u9i1o3q"
@@ -349,7 +352,7 @@ func (w *world) mountEnv(env []string, args ...string) {
 		_ = w.cmd.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-w.exited:
-		case <-time.After(20 * time.Second):
+		case <-time.After(patience):
 			w.t.Errorf("server does not end on SIGTERM:\n%s", w.stderr)
 			_ = w.cmd.Process.Kill()
 			<-w.exited
@@ -376,7 +379,7 @@ func (w *world) path(parts ...string) string {
 func (w *world) waitLog(line *regexp.Regexp) {
 	w.t.Helper()
 	for start := time.Now(); !line.MatchString(w.stderr.String()); time.Sleep(5 * time.Millisecond) {
-		if time.Since(start) > 20*time.Second {
+		if time.Since(start) > patience {
 			w.t.Fatalf("no line %s in\n%s", line, w.stderr)
 		}
 	}
@@ -385,7 +388,7 @@ func (w *world) waitLog(line *regexp.Regexp) {
 func waitFor(t testing.TB, what string, cond func() bool) {
 	t.Helper()
 	for start := time.Now(); !cond(); time.Sleep(5 * time.Millisecond) {
-		if time.Since(start) > 20*time.Second {
+		if time.Since(start) > patience {
 			t.Fatalf("waited in vain for %s", what)
 		}
 	}
@@ -393,7 +396,7 @@ func waitFor(t testing.TB, what string, cond func() bool) {
 
 // unmount runs --unmount in a process of its own, as the supervisor does.
 func (w *world) unmount(args ...string) (string, error) {
-	cmd := w.mountCommand(append(args, "--unmount", w.dir)...)
+	cmd := w.mountCommand(append(args, fmt.Sprintf("--unmount-timeout=%.0f", patience.Seconds()), "--unmount", w.dir)...)
 	cmd.Stderr = nil
 	var out []byte
 	var err error
