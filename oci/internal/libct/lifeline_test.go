@@ -74,7 +74,7 @@ func newFilteredContainer(t *testing.T, filter *specs.LinuxSeccomp, args ...stri
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
 		for _, err := range []error{cg.Kill(ctx), c.Destroy(), cg.Delete(ctx)} {
 			if err != nil {
