@@ -18,6 +18,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// patience is for watchdogs: the machine may be busy.
+const patience = 2 * time.Minute
+
 // ownDirs returns the directories of a group called name below this process's
 // own group, in every hierarchy mounted here. On pure v2 it is beside that group:
 // a group with processes cannot have children with controllers.
@@ -58,7 +61,7 @@ func newLive(t *testing.T, dirs map[string]string) *Cgroup {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		if err := errors.Join(c.Kill(ctx), c.Delete(ctx)); err != nil {
 			t.Error(err)
@@ -122,7 +125,7 @@ func startIn(t *testing.T, c *Cgroup, script string) *exec.Cmd {
 
 func waitFor(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !cond(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(patience); !cond(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited in vain for %s", what)
 		}
@@ -168,7 +171,7 @@ func TestKillForkingGroup(t *testing.T) {
 			}
 			cmd := startIn(t, c, "while :; do (sleep 600 & sleep 600 &) ; done 2>/dev/null")
 			waitFor(t, "children", func() bool { pids, err := c.Procs(); return err == nil && len(pids) > 20 })
-			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), patience)
 			defer cancel()
 			if err := c.Kill(ctx); err != nil {
 				t.Fatal(err)
