@@ -93,6 +93,7 @@ type process struct {
 	cmd   *exec.Cmd
 	stdin io.WriteCloser
 	lines chan string
+	end   sync.Once
 }
 
 func startUser(t *testing.T, store, tarball, id string, pauseAt int64) *process {
@@ -138,12 +139,14 @@ func (p *process) until(want string) []string {
 }
 
 func (p *process) kill() {
-	if p.cmd.ProcessState == nil {
-		_ = p.cmd.Process.Kill()
-		for range p.lines {
+	p.end.Do(func() {
+		if p.cmd.ProcessState == nil {
+			_ = p.cmd.Process.Kill()
+			for range p.lines {
+			}
+			_ = p.cmd.Wait()
 		}
-		_ = p.cmd.Wait()
-	}
+	})
 }
 
 // image for the tests with processes: enough files that there is something to
