@@ -76,6 +76,7 @@ func TestTransientFaults(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			hangs := name == "no answer in time" || name == "body never ends"
 			var attempts atomic.Int32
 			c, _, _ := newTestServer(t, func(w http.ResponseWriter, r *http.Request) {
 				// The server notices that a client has gone only when it has
@@ -86,10 +87,15 @@ func TestTransientFaults(t *testing.T) {
 					return
 				}
 				io.WriteString(w, `{"uuid":"zzzzz-4zz18-000000000000001","portable_data_hash":"d41d8cd98f00b204e9800998ecf8427e+0"}`)
-			}, func(cfg *Config) { cfg.AttemptTimeout = 300 * time.Millisecond })
+			}, func(cfg *Config) {
+				if hangs {
+					cfg.AttemptTimeout = 300 * time.Millisecond
+				}
+			})
 			coll, err := c.CreateCollection(context.Background(), map[string]any{"manifest_text": ""}, true)
-			if err != nil || coll.PortableDataHash != EmptyPDH || attempts.Load() != 3 {
-				t.Fatal(coll, err, attempts.Load())
+			// With that time-out a good answer may come too late as well, on a busy machine.
+			if n := attempts.Load(); err != nil || coll.PortableDataHash != EmptyPDH || n < 3 || n > 3 && !hangs {
+				t.Fatal(coll, err, n)
 			}
 		})
 	}
@@ -223,18 +229,24 @@ func TestCancelledCall(t *testing.T) {
 }
 
 func TestBudgetCutsAHangingAttempt(t *testing.T) {
-	// Real time: the first answer comes, the second never does.
-	var attempts atomic.Int32
-	c, _, _ := newTestServer(t, func(w http.ResponseWriter, r *http.Request) {
-		if attempts.Add(1) == 1 {
-			http.Error(w, `{"errors":["overloaded"]}`, 500)
+	// Real time: the first answer comes, the second never does. On a busy machine the
+	// budget may end before that, and is larger the next time.
+	for budget := 500 * time.Millisecond; ; budget *= 5 {
+		var attempts atomic.Int32
+		c, _, _ := newTestServer(t, func(w http.ResponseWriter, r *http.Request) {
+			if attempts.Add(1) == 1 {
+				http.Error(w, `{"errors":["overloaded"]}`, 500)
+				return
+			}
+			<-r.Context().Done()
+		}, func(cfg *Config) { cfg.Clock = nil; cfg.Budget = budget })
+		err := c.Call(context.Background(), "GET", "config", nil, nil)
+		if IsStatus(err, 500) && strings.Contains(err.Error(), "overloaded") && attempts.Load() == 2 {
 			return
 		}
-		<-r.Context().Done()
-	}, func(cfg *Config) { cfg.Clock = nil; cfg.Budget = 500 * time.Millisecond })
-	err := c.Call(context.Background(), "GET", "config", nil, nil)
-	if !IsStatus(err, 500) || !strings.Contains(err.Error(), "overloaded") || attempts.Load() != 2 {
-		t.Fatal(err, attempts.Load())
+		if budget > time.Minute {
+			t.Fatal(err, attempts.Load())
+		}
 	}
 }
 
