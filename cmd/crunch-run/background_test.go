@@ -82,6 +82,30 @@ func (n *node) gone(t testing.TB) {
 	waitFor(t, "an empty list", func() bool { return n.list(t) == "" })
 }
 
+// stop kills a supervisor by asking again and again until it is gone, as a
+// dispatcher does: each time, the end is waited for a second at most.
+func (n *node) stop(t testing.TB, signal, uuid string) {
+	t.Helper()
+	waitFor(t, "the end of "+uuid, func() bool {
+		got := n.call(t, "", "--kill", signal, uuid)
+		if got.stdout != "" || got.code != 0 && got.code != 1 {
+			t.Errorf("--kill: %+v", got)
+		}
+		return got.code == 0
+	})
+}
+
+// cleaned lists until nothing is left on the node: each list cleans up for two
+// seconds at most.
+func (n *node) cleaned(t testing.TB) {
+	t.Helper()
+	waitFor(t, "a clean node", func() bool {
+		n.list(t)
+		left, err := n.leftovers()
+		return err == nil && len(left) == 0
+	})
+}
+
 // A run in the background is listed from the start to the end, survives
 // everything that lists do to it, and leaves nothing.
 func TestBackground(t *testing.T) {
@@ -149,20 +173,12 @@ func TestBackgroundKill(t *testing.T) {
 	uuid := c.submit(t, c.storeTools(t), sh("echo part >part.txt; sleep 1000"), nil)
 	n.detach(t, c, uuid)
 	awaitFile(t, n, "out/part.txt")
-	waitFor(t, "the end", func() bool {
-		got := n.call(t, "", "--kill", "15", uuid)
-		if got.stdout != "" || got.code != 0 && got.code != 1 {
-			t.Errorf("--kill: %+v", got)
-		}
-		return got.code == 0
-	})
+	n.stop(t, "15", uuid)
 	n.detach(t, c, uuid, "--sleep=1000s")
 	if out := n.list(t); out != uuid+"\n" {
 		t.Errorf("listed %q", out)
 	}
-	if got := n.call(t, "", "--kill", "9", uuid); got.code != 0 {
-		t.Errorf("--kill 9: %+v", got)
-	}
+	n.stop(t, "9", uuid)
 	n.gone(t)
 	if record := c.container(t, uuid); record.State != arvados.StateCancelled {
 		t.Errorf("state %s", record.State)
@@ -185,8 +201,7 @@ func TestBackgroundKilled(t *testing.T) {
 		_ = syscall.Kill(pid, syscall.SIGKILL)                       // it may have ended
 		n.gone(t)
 		n.waitDead(t)
-		n.list(t) // has cleaned up what is left
-		n.mustBeClean(t)
+		n.cleaned(t)
 		if t.Failed() {
 			return
 		}
@@ -220,15 +235,13 @@ func TestListsAtOnce(t *testing.T) {
 	}
 	for range 5 {
 		n.call(t, "", "--detach", "--sleep=1000s", brief)
-		waitFor(t, "its end", func() bool { return n.call(t, "", "--kill", "15", brief).code == 0 })
+		n.stop(t, "15", brief)
 	}
 	wg.Wait()
 	if err := os.Remove(filepath.Join(n.locks(), "crunch-run-prices.json")); err != nil {
 		t.Error(err)
 	}
-	if got := n.call(t, "", "--kill", "15", steady); got.code != 0 {
-		t.Errorf("%+v", got)
-	}
+	n.stop(t, "15", steady)
 	n.gone(t)
 	n.removeEmptyLock(t, brief)
 }
@@ -344,9 +357,7 @@ func TestJournal(t *testing.T) {
 		exec crunch-run --detach --sleep=1000s ` + uuid
 	end := func() {
 		t.Helper()
-		if got := n.call(t, "", "--kill", "15", uuid); got.code != 0 {
-			t.Errorf("--kill: %+v", got)
-		}
+		n.stop(t, "15", uuid)
 		n.gone(t)
 	}
 	socket := filepath.Join(dir, "stdout")
@@ -492,9 +503,7 @@ func TestListByOthers(t *testing.T) {
 	if out := n.list(t); out != uuid+"\n" {
 		t.Errorf("listed %q", out)
 	}
-	if got := n.call(t, "", "--kill", "15", uuid); got.code != 0 {
-		t.Errorf("--kill by root: %+v", got)
-	}
+	n.stop(t, "15", uuid)
 	n.gone(t)
 }
 

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -92,19 +91,36 @@ func TestStopWhileNothingAnswers(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	c := startCluster(t, n)
-	uuid, p, goOn := hangingReader(t, n, c, c.storeTools(t), inputOfTwo(t, c))
-	// Usually some milliseconds: see BenchmarkStop. A wait for anything of the
-	// cluster would be far above this.
-	if took := timeToStop(t, n, p); took > 5*time.Second {
-		t.Errorf("the container was stopped after %v", took)
+	image, input := c.storeTools(t), inputOfTwo(t, c)
+	promptly(t, 5*time.Second, func() time.Duration {
+		uuid, p, goOn := hangingReader(t, n, c, image, input)
+		// Usually some milliseconds: see BenchmarkStop. A wait for anything of the
+		// cluster would be far above the limit.
+		took := timeToStop(t, n, p)
+		goOn()
+		record := c.finished(t, n, p, uuid, 0, arvados.StateCancelled)
+		if record.ExitCode == nil || *record.ExitCode != 137 {
+			t.Errorf("exit code %v", record.ExitCode)
+		}
+		log := c.log(t, record, "crunch-run.txt")
+		mustSayInOrder(t, log, "caught signal: terminated\n", "stopping container\n", "Container exited with status code 137 (signal 9, SIGKILL)\n", "partial output is in the trashed collection ", "Cancelled\n")
+		return took
+	})
+}
+
+// promptly fails the test if something takes longer than limit every time: once,
+// the machine may have been busy.
+func promptly(t testing.TB, limit time.Duration, do func() time.Duration) {
+	t.Helper()
+	var all []time.Duration
+	for range 3 {
+		took := do()
+		if took <= limit {
+			return
+		}
+		all = append(all, took)
 	}
-	goOn()
-	record := c.finished(t, n, p, uuid, 0, arvados.StateCancelled)
-	if record.ExitCode == nil || *record.ExitCode != 137 {
-		t.Errorf("exit code %v", record.ExitCode)
-	}
-	log := c.log(t, record, "crunch-run.txt")
-	mustSayInOrder(t, log, "caught signal: terminated\n", "stopping container\n", "Container exited with status code 137 (signal 9, SIGKILL)\n", "partial output is in the trashed collection ", "Cancelled\n")
+	t.Errorf("it took %v, each more than %v", all, limit)
 }
 
 // A supervisor that waits for a Keep that nobody can find is told to stop, and
@@ -114,31 +130,37 @@ func TestStopWhileKeepCannotBeFound(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	c := startCluster(t, n)
-	uuid := c.submit(t, c.storeTools(t), sh("true"), nil)
+	image := c.storeTools(t)
 	proxy := newFaultProxy(t, n, c, func(string) trouble { return noTrouble })
-	asked := make(chan struct{})
-	var once sync.Once
+	asked := make(chan struct{}, 1)
 	proxy.meddleWith(func(w http.ResponseWriter, r *http.Request) bool {
 		if !strings.HasSuffix(r.URL.Path, "/keep_services/accessible") {
 			return false
 		}
-		once.Do(func() { close(asked) })
+		select {
+		case asked <- struct{}{}:
+		default:
+		}
 		_, _ = io.WriteString(w, `{"items":{"not":"a list"}}`)
 		return true
 	})
-	p := n.start(t, run{args: []string{uuid}, env: proxy.env})
-	select {
-	case <-asked:
-	case <-p.done:
-		t.Fatalf("it has ended:\n%s", p.stderr.String())
-	}
-	began := time.Now()
-	p.signal(t, syscall.SIGTERM)
-	c.finished(t, n, p, uuid, 0, arvados.StateQueued)
 	// It is three seconds for the log; without the signal they are thirty.
-	if took := time.Since(began); took > 20*time.Second {
-		t.Errorf("the container was given back after %v", took)
-	}
+	promptly(t, 20*time.Second, func() time.Duration {
+		uuid := c.submit(t, image, sh("true"), nil)
+		for len(asked) > 0 {
+			<-asked
+		}
+		p := n.start(t, run{args: []string{uuid}, env: proxy.env})
+		select {
+		case <-asked:
+		case <-p.done:
+			t.Fatalf("it has ended:\n%s", p.stderr.String())
+		}
+		began := time.Now()
+		p.signal(t, syscall.SIGTERM)
+		c.finished(t, n, p, uuid, 0, arvados.StateQueued)
+		return time.Since(began)
+	})
 }
 
 // BenchmarkStop measures the time from TERM to the death of the container's last
