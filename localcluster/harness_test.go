@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 		os.Exit(childMain(dir))
 	}
 	// The thread that children are started from lives as long as the process.
-	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("crunch-oci/internal/forkthread.serve"))
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("crunch-oci/internal/forkthread.serve"))
 }
 
 // start runs a cluster for one test.

@@ -384,7 +384,7 @@ func (w *world) checkNothingLeft(before []string) {
 	again := time.NewTicker(10 * time.Millisecond)
 	defer again.Stop()
 	for began := time.Now(); time.Since(began) < watchdog; <-again.C {
-		leak = goleak.Find(goleak.IgnoreTopFunction("crunch-oci/internal/forkthread.serve"))
+		leak = goleak.Find(goleak.IgnoreAnyFunction("crunch-oci/internal/forkthread.serve"))
 		if after = openFiles(w.t); leak == nil && len(after) <= len(before) {
 			return
 		}

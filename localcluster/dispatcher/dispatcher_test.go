@@ -32,7 +32,7 @@ const roleEnv = "DISPATCHER_TEST_ROLE"
 func TestMain(m *testing.M) {
 	switch role := os.Getenv(roleEnv); role {
 	case "":
-		goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("crunch-oci/internal/forkthread.serve"))
+		goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("crunch-oci/internal/forkthread.serve"))
 	case "dispatcher":
 		os.Exit(dispatcherProcess())
 	default:
