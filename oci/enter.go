@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -47,25 +46,31 @@ func (e *entering) run(size *TerminalSize) (_ *Session, err error) {
 	}
 	e.refusals = e.r.refusals()
 	reported := e.admit()
+	// Not the thread of forkthread.Do: Enter may wait for a file system of the
+	// container that does not answer, and nobody else could start a process
+	// meanwhile.
+	//
+	// Enter makes several processes, each from the one before. If it fails early,
+	// usually because the container is ending, it does not wait for all of them.
 	thread := forkthread.New()
 	var entered *libct.Entered
-	thread.Do(func() { entered, err = enterHere(guest, e) })
+	thread.Do(func() { entered, err = guest.Enter(e.process, e.theirs) })
 	_ = e.closeTheirs() // so that what we read ends with the process
 	if err != nil {
-		thread.End()
+		reapRest(thread)
 		_ = e.lifeline.Close()
 		if r := <-reported; r.err != nil && e.r.ending() {
 			return nil, errEnded
 		}
 		return nil, err
 	}
-	s = &Session{entered: entered, thread: thread, cgroup: e.r.cgroup, terminal: size != nil, ended: make(chan struct{}),
+	s = &Session{entered: entered, cgroup: e.r.cgroup, terminal: size != nil, ended: make(chan struct{}),
 		stdin: e.ours[0], stdout: e.ours[1], stderr: e.ours[2]}
 	e.ours = [3]*os.File{}
 	if stat, err := readProcStat(entered.PID); err == nil {
 		s.start = stat.start // before it is reaped, so it is this process's
 	}
-	go s.reap()
+	go s.reap(thread)
 	if size != nil {
 		master, err := receiveTerminal(e.console)
 		if err != nil {
@@ -113,54 +118,6 @@ func (r report) failure() error {
 		return &ExecError{Code: (&StartError{Reason: r.text}).ExitCode(), Text: printable(r.text)}
 	}
 	return r.err
-}
-
-// enterHere calls Enter on the calling thread, which must be the process's own and
-// live until it has been reaped. (The thread of forkthread.Do will not do: Enter may
-// wait for a file system of the container that does not answer, and nobody else
-// could start a process meanwhile.)
-//
-// Enter makes several processes, each from the one before. If it fails early,
-// usually because the container is ending, it does not wait for all of them.
-// Unless they are reaped, the container cannot end. All are children of the
-// calling thread.
-func enterHere(guest *libct.Guest, e *entering) (*libct.Entered, error) {
-	before := threadChildren()
-	entered, err := guest.Enter(e.process, e.theirs)
-	if err != nil {
-		for pid := range threadChildren() {
-			if !before[pid] {
-				_ = unix.Kill(pid, unix.SIGKILL)
-				reapChild(pid)
-			}
-		}
-	}
-	return entered, err
-}
-
-// threadChildren returns the processes that the calling thread has made and that
-// have not been reaped.
-func threadChildren() map[int]bool {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/children", unix.Gettid()))
-	if err != nil {
-		return nil // a kernel without CONFIG_PROC_CHILDREN
-	}
-	all := make(map[int]bool)
-	for _, f := range strings.Fields(string(b)) {
-		if pid, err := strconv.Atoi(f); err == nil {
-			all[pid] = true
-		}
-	}
-	return all
-}
-
-func reapChild(pid int) {
-	for {
-		_, err := unix.Wait4(pid, nil, 0, nil)
-		if err != unix.EINTR {
-			return // ECHILD: Enter has reaped it after all
-		}
-	}
 }
 
 // explain returns the error to report for err: an *ExecError if the reason lies in

@@ -20,8 +20,7 @@ import (
 // Session is a command that Exec has started in a container.
 type Session struct {
 	entered *libct.Entered
-	thread  forkthread.Thread // whose child it is
-	start   uint64            // start time of the command (proc(5)), in case its number is reused
+	start   uint64 // start time of the command (proc(5)), in case its number is reused
 	cgroup  *cgroups.Cgroup
 
 	stdin          *os.File // with a terminal its master, which is stdout as well
@@ -166,14 +165,25 @@ func (s *Session) Close() error {
 
 // reap waits for the command. A process that is not reaped keeps the container from
 // ending.
-func (s *Session) reap() {
+func (s *Session) reap(thread forkthread.Thread) {
+	defer reapRest(thread)
 	defer close(s.ended)
-	status, err := s.entered.Wait(s.thread.Do)
-	s.thread.End()
+	thread.Do(func() {
+		status, err := s.entered.Wait()
+		s.exit, s.waitErr = exitStatus(status), err
+	})
 	s.signals.Lock()
 	s.reaped = true
 	s.signals.Unlock()
-	s.exit, s.waitErr = exitStatus(status), err
+}
+
+// reapRest ends the thread of a process that has ended or was not made. First it
+// kills and reaps what else is a child of the thread: processes that were to become
+// it, and siblings that it has made (clone(2), CLONE_PARENT). Unless they are reaped,
+// the container cannot end.
+func reapRest(thread forkthread.Thread) {
+	thread.Do(libct.EndChildren)
+	thread.End()
 }
 
 // enter starts a process in the container and returns when it executes its

@@ -82,8 +82,10 @@ func (c *Container) startInit(ctx context.Context, stateDir string, stdio Stdio)
 	// Closing the lifeline ends an init that is still setting things up, and
 	// with it the call below.
 	stop := context.AfterFunc(ctx, func() { ours.Close() })
-	forkthread.Do(func() { err = c.ctr.Start(stdio.Stdin, stdio.Stdout, stdio.Stderr, theirs, first) })
+	thread := forkthread.New()
+	thread.Do(func() { err = c.ctr.Start(stdio.Stdin, stdio.Stdout, stdio.Stderr, theirs, first) })
 	if err != nil {
+		go reapRest(thread)
 		if !stop() {
 			return context.Cause(ctx)
 		}
@@ -92,9 +94,12 @@ func (c *Container) startInit(ctx context.Context, stateDir string, stdio Stdio)
 	c.pid = c.ctr.PID()
 	c.running = newRunningContainer(c, stateDir)
 	go func() {
+		defer reapRest(thread)
 		defer close(c.ended)
-		status, err := c.ctr.Wait(forkthread.Do)
-		c.exit, c.waitErr = exitStatus(status), err
+		thread.Do(func() {
+			status, err := c.ctr.Wait()
+			c.exit, c.waitErr = exitStatus(status), err
+		})
 	}()
 	c.tidy.Add("kill the container's processes", bounded(c.Kill))
 	// So that its end is noticed when init, which has the other copy, ends.

@@ -7,7 +7,10 @@
 // started through Do.
 package forkthread
 
-import "sync"
+import (
+	"runtime"
+	"sync"
+)
 
 var forever = sync.OnceValue(func() Thread {
 	t := Thread{make(chan func())}
@@ -16,7 +19,10 @@ var forever = sync.OnceValue(func() Thread {
 })
 
 // serve has no end on purpose: the thread must outlive every child.
-func serve(t Thread) { t.serve() }
+func serve(t Thread) {
+	runtime.LockOSThread()
+	t.serve()
+}
 
 // Do runs fn on the long-lived thread and returns when fn has returned. Calls
 // are run one after the other; fn must not call Do.

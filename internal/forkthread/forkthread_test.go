@@ -53,3 +53,27 @@ func TestChildOutlivesItsStarter(t *testing.T) {
 	}
 	<-exited
 }
+
+// A new thread has no children, whoever has used it before.
+func TestNewThreadIsChildless(t *testing.T) {
+	for range 20 {
+		cmd := exec.Command("sleep", "600")
+		if err := cmd.Start(); err != nil { // on the thread of this goroutine
+			t.Fatal(err)
+		}
+		defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+		var wg sync.WaitGroup
+		for range 20 {
+			wg.Go(func() {
+				thread := New()
+				defer thread.End()
+				thread.Do(func() {
+					if !childless() {
+						t.Error("the thread has children")
+					}
+				})
+			})
+		}
+		wg.Wait()
+	}
+}

@@ -132,12 +132,13 @@ func (c *Container) Signal(sig syscall.Signal) error {
 }
 
 // Wait waits for the container's init to end and reaps it. It must be called
-// once after Start. do runs functions on the thread that called Start.
-func (c *Container) Wait(do func(func())) (syscall.WaitStatus, error) { return wait(c.process, do) }
+// once after Start, on the thread that called Start, which must have no other
+// children.
+func (c *Container) Wait() (syscall.WaitStatus, error) { return wait(c.process) }
 
-func wait(p *libcontainer.Process, do func(func())) (syscall.WaitStatus, error) {
+func wait(p *libcontainer.Process) (syscall.WaitStatus, error) {
 	if pid, err := p.Pid(); err == nil {
-		awaitExit(pid, do)
+		awaitExit(pid)
 	}
 	state, err := p.Wait()
 	if state == nil {

@@ -123,9 +123,9 @@ type Entered struct {
 	PID     int
 }
 
-// Wait waits for the process to end and reaps it. It must be called once. do runs
-// functions on the thread that called Enter.
-func (e *Entered) Wait(do func(func())) (syscall.WaitStatus, error) { return wait(e.process, do) }
+// Wait waits for the process to end and reaps it. It must be called once, on the
+// thread that called Enter, which must have no other children.
+func (e *Entered) Wait() (syscall.WaitStatus, error) { return wait(e.process) }
 
 // Signal sends a signal to the process; os.ErrProcessDone if it has ended.
 func (e *Entered) Signal(sig syscall.Signal) error { return e.process.Signal(sig) }

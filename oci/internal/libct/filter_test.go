@@ -340,10 +340,10 @@ func TestFilterOfAWaitingContainer(t *testing.T) {
 
 // A filter that the kernel refuses, and an init that ends meanwhile, are errors.
 func TestFilterCannotBeLoaded(t *testing.T) {
-	for what, spoil := range map[string]func(*Container){
-		"refused": func(c *Container) { c.filter.program = make([]byte, sockFilterSize) },
-		"killed":  func(c *Container) { _ = c.Signal(unix.SIGKILL); _, _ = c.Wait(func(f func()) { f() }) },
-		"too big": func(c *Container) { c.filter.program = make([]byte, sockFilterSize*(maxFilter+1)) },
+	for what, spoil := range map[string]func(started){
+		"refused": func(c started) { c.filter.program = make([]byte, sockFilterSize) },
+		"killed":  func(c started) { _ = c.Signal(unix.SIGKILL); _, _ = c.Wait() },
+		"too big": func(c started) { c.filter.program = make([]byte, sockFilterSize*(maxFilter+1)) },
 	} {
 		t.Run(what, func(t *testing.T) {
 			c, fd := newFilteredContainer(t, dockersProfile(t), "busybox", "true")

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -25,14 +26,25 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// started is a container and the thread on which Wait must be called.
+type started struct {
+	*Container
+	thread forkthread.Thread
+}
+
+func (s started) Wait() (status syscall.WaitStatus, err error) {
+	s.thread.Do(func() { status, err = s.Container.Wait() })
+	return status, err
+}
+
 // newTestContainer makes a container with nothing but busybox, up to the point
 // where its init waits, and returns our end of its lifeline.
-func newTestContainer(t *testing.T, args ...string) (*Container, int) {
+func newTestContainer(t *testing.T, args ...string) (started, int) {
 	t.Helper()
 	return newFilteredContainer(t, nil, args...)
 }
 
-func newFilteredContainer(t *testing.T, filter *specs.LinuxSeccomp, args ...string) (*Container, int) {
+func newFilteredContainer(t *testing.T, filter *specs.LinuxSeccomp, args ...string) (started, int) {
 	t.Helper()
 	id := fmt.Sprintf("libct-%d", os.Getpid())
 	root := t.TempDir()
@@ -73,10 +85,14 @@ func newFilteredContainer(t *testing.T, filter *specs.LinuxSeccomp, args ...stri
 	if err != nil {
 		t.Fatal(err)
 	}
+	thread := forkthread.New()
 	t.Cleanup(func() {
+		defer thread.End()
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
-		for _, err := range []error{cg.Kill(ctx), c.Destroy(), cg.Delete(ctx)} {
+		killed := cg.Kill(ctx)
+		thread.Do(EndChildren)
+		for _, err := range []error{killed, c.Destroy(), cg.Delete(ctx)} {
 			if err != nil {
 				t.Error(err)
 			}
@@ -88,11 +104,11 @@ func newFilteredContainer(t *testing.T, filter *specs.LinuxSeccomp, args ...stri
 	}
 	theirs := os.NewFile(uintptr(fds[1]), "theirs")
 	defer theirs.Close()
-	forkthread.Do(func() { err = c.Start(nil, nil, nil, theirs, nil) })
+	thread.Do(func() { err = c.Start(nil, nil, nil, theirs, nil) })
 	if err != nil {
 		t.Fatal(err)
 	}
-	return c, fds[0]
+	return started{c, thread}, fds[0]
 }
 
 // An init that waits notices the end of its creator by the lifeline alone:
@@ -100,7 +116,7 @@ func newFilteredContainer(t *testing.T, filter *specs.LinuxSeccomp, args ...stri
 func TestInitEndsWithItsLifeline(t *testing.T) {
 	c, lifeline := newTestContainer(t, "busybox", "true")
 	unix.Close(lifeline)
-	status, err := c.Wait(func(f func()) { f() })
+	status, err := c.Wait()
 	if err != nil || !status.Exited() || status.ExitStatus() != 128+int(unix.SIGKILL) {
 		t.Errorf("status %v, %v", status, err)
 	}
