@@ -127,6 +127,19 @@ func TestUserNamespaceRanges(t *testing.T) {
 		t.Errorf("exit code %d", code)
 	}
 	check(meanwhile, second)
+	// Settings that are changed meanwhile do not give its ids to others.
+	n.env[len(n.env)-1] = "CRUNCH_RUN_USER_NAMESPACE=310000:65536:2"
+	meanwhile = submit("")
+	if code := c.supervise(t, n, meanwhile).wait(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	check(meanwhile, "375536 65536\n")
+	n.env[len(n.env)-1] = "CRUNCH_RUN_USER_NAMESPACE=310000:65536"
+	meanwhile = submit("")
+	refused := c.supervise(t, n, meanwhile)
+	if code := refused.wait(t); code != 1 || !strings.Contains(refused.stderr.String(), "all ranges of user ids are in use by containers that began before the setting was changed") {
+		t.Errorf("exit code %d, %s", code, refused.stderr.String())
+	}
 	release(t, n)
 	c.finished(t, n, p, waiting, 0, arvados.StateComplete)
 	check(waiting, first)

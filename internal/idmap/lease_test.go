@@ -35,6 +35,21 @@ func TestTake(t *testing.T) {
 	if l, err := (Range{First: 165_536, Count: 65536}).Take(dir, 1, filepath.Join(runs, "c")); !errors.Is(err, ErrTaken) {
 		t.Errorf("after a change: %v, %v", l, err)
 	}
+	// Or to ranges that only share ids with those that are in use, or to a single one
+	// for all containers.
+	for _, other := range []Range{{130_000, 65536}, {90_000, 65536}, {100_000, 70_000}, {65_536, 200_000}} {
+		if l, err := other.Take(dir, 1, filepath.Join(runs, "c")); !errors.Is(err, ErrTaken) {
+			t.Errorf("%+v: %v, %v", other, l, err)
+		}
+		if l, err := other.Share(dir); !errors.Is(err, ErrTaken) {
+			t.Errorf("%+v, shared: %v, %v", other, l, err)
+		}
+	}
+	if l, err := (Range{130_000, 65536}).Take(dir, 3, filepath.Join(runs, "c")); err != nil || l.Range != (Range{261_072, 65536}) {
+		t.Errorf("the first after those in use: %+v, %v", l, err)
+	} else if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
 	if err := a.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -60,6 +75,33 @@ func TestTake(t *testing.T) {
 		t.Errorf("from a directory of others: %v, %v", l, err)
 	}
 	if err := errors.Join(c.Close(), d.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A range that containers share is theirs until the last of them ends.
+func TestShare(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "ids")
+	r := Range{First: 100_000, Count: 65536}
+	a, err := r.Share(dir)
+	b, err2 := r.Share(dir)
+	wider, err3 := Range{100_000, 131_072}.Share(dir)
+	if err := errors.Join(err, err2, err3); err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range []*Lease{a, b, wider} {
+		if got, err := (Range{165_535, 65536}).Take(dir, 1, "/no/such"); !errors.Is(err, ErrTaken) {
+			t.Errorf("got %+v, %v", got, err)
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l, err := Range{165_535, 65536}.Take(dir, 1, "/no/such")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
 }

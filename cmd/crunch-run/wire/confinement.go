@@ -2,6 +2,7 @@ package wire
 
 import (
 	"fmt"
+	"path/filepath"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -64,4 +65,18 @@ func label(dir, label string) error {
 		return fmt.Errorf("setting selinux-mount-label: give %s the label %s (does the node's policy have it?): %w", dir, label, err)
 	}
 	return nil
+}
+
+// idLocks is the directory of the locks of ranges of user ids in that of the run locks.
+const idLocks = "crunch-run-ids"
+
+// lendIDs keeps containers from having ids of others, unless the site wants them to
+// have the same: also while the setting is changed. first is the range of the first
+// of them, remains exists as long as something of this one does.
+func (j Job) lendIDs(first idmap.Range, remains string) (*idmap.Lease, error) {
+	dir := filepath.Join(j.Site.LockDir, idLocks)
+	if n := j.Site.UserNamespaceRanges; n > 1 {
+		return first.Take(dir, n, remains)
+	}
+	return first.Share(dir)
 }

@@ -144,8 +144,8 @@ func Run(ctx, stop context.Context, j Job) (err error) {
 	if err != nil {
 		return err
 	}
-	if j.Site.UserNamespaceRanges > 1 {
-		ids, err := limits.Confinement.IDs.Take(filepath.Join(j.Site.LockDir, idLocks), j.Site.UserNamespaceRanges, dir.Path())
+	if !limits.Confinement.IDs.IsZero() {
+		ids, err := j.lendIDs(limits.Confinement.IDs, dir.Path())
 		if err != nil {
 			return fmt.Errorf("setting user-namespace: %w", err)
 		}
@@ -251,9 +251,6 @@ func (j Job) pidsLimit() int64 {
 	}
 	return j.Site.PidsLimit
 }
-
-// idLocks is the directory of the locks of ranges of user ids in that of the run locks.
-const idLocks = "crunch-run-ids"
 
 // makeScratch makes the run's private directory on the disk for temporary files.
 func makeScratch(name, tempDir string, dir *rundir.Dir) (string, error) {
