@@ -40,6 +40,14 @@ func loadProfile(t testing.TB, rules string) (name string) {
 	return name
 }
 
+// underAppArmor gives the container Docker's profile.
+func underAppArmor(t testing.TB, r *oci.Request) {
+	needAppArmor(t)
+	profile, err := oci.AppArmor{}.Profile(oci.AppArmorAuto)
+	must(t, err)
+	r.Confinement.AppArmorProfile = profile
+}
+
 // The command, and those that enter the container, are under the profile: what it
 // denies is denied to root.
 func TestAppArmorConfines(t *testing.T) {

@@ -68,6 +68,16 @@ func withConfinement(c Confinement) Edit {
 	}
 }
 
+// relabels tells whether the first program that the container's first process
+// executes changes its profile or label, and loses the parent-death signal thereby
+// (in the kernel: apparmor_bprm_committing_creds, selinux_bprm_committing_creds).
+// A program of ours, which sets it again, is executed first then. SELinux lets a
+// process change its label only with files that are meant for it, as ours is if it
+// has the label of the container's files.
+func relabels(spec *specs.Spec) bool {
+	return spec.Process.ApparmorProfile != "" || spec.Process.SelinuxLabel != "" && spec.Linux.MountLabel != ""
+}
+
 // CheckLabel fails unless this node has SELinux with a policy that knows the label.
 func CheckLabel(label string) error {
 	err := os.WriteFile("/sys/fs/selinux/context", append([]byte(label), 0), 0)

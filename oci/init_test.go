@@ -20,7 +20,7 @@ func TestInit(t *testing.T) {
 		grep -E 'Cap(Eff|Bnd)|Seccomp:' /proc/1/status >/tmp/init; grep -E 'Cap(Eff|Bnd)|Seccomp:' /tmp/here >/tmp/cmp; [ "$(cat /tmp/init)" = "$(cat /tmp/cmp)" ] && grep Blk /tmp/here
 		(echo x >/proc/1/exe) 2>/dev/null && echo "init can be written to"; env | sort | grep -v SHLVL`,
 		withInit, func(r *oci.Request) { must(t, os.Symlink("busybox", filepath.Join(r.RootfsPath, "bin/tr"))) })
-	if want := "1\ncrunch-init     sh -c "; !strings.HasPrefix(got, want) {
+	if want := "1\ncrunch-init         sh -c "; !strings.HasPrefix(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	if want := "crunch-init\n/proc/1/fd:\n0\n1\n2\n\n/proc/self/fd:\n0\n1\n2\n3\nSigBlk:\t0000000000000000\nHOME=/root\nHOSTNAME=box\nPATH=/bin\nPWD=/\n"; !strings.HasSuffix(got, want) {

@@ -98,7 +98,7 @@ func (r *Runtime) Create(ctx context.Context, id, bundleDir string, stdio Stdio)
 	if err := giveStreams([3]*os.File{stdio.Stdin, stdio.Stdout, stdio.Stderr}, spec.Process.User.UID, c.ids); err != nil {
 		return nil, err
 	}
-	if err := c.startInit(ctx, r.StateDir, stdio); err != nil {
+	if err := c.startInit(ctx, r.StateDir, stdio, spec); err != nil {
 		var startErr *StartError
 		if err = explain(err, spec.Process); !errors.As(err, &startErr) {
 			return nil, err

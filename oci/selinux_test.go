@@ -11,14 +11,27 @@ import (
 	"crunch-oci/oci"
 )
 
+// The labels of a container, of its process and of its files.
+const seLabel, seMountLabel = "system_u:system_r:container_t:s0:c1,c2", "system_u:object_r:container_file_t:s0:c1,c2"
+
+func needSELinux(t testing.TB) {
+	t.Helper()
+	if b, _ := os.ReadFile("/sys/fs/selinux/enforce"); string(b) != "1" {
+		t.Skip("this kernel has no SELinux, or enforces nothing")
+	}
+}
+
+func underSELinux(t testing.TB, r *oci.Request) {
+	needSELinux(t)
+	r.Confinement.SELinuxLabel, r.Confinement.SELinuxMountLabel = seLabel, seMountLabel
+}
+
 // The command, and those that enter the container, have the label; so has what is
 // mounted for it. Of the host's files it may read, but not write, and see none with
 // categories that are another's. The policy is that of vmtest.
 func TestSELinuxConfines(t *testing.T) {
-	if b, _ := os.ReadFile("/sys/fs/selinux/enforce"); string(b) != "1" {
-		t.Skip("this kernel has no SELinux, or enforces nothing")
-	}
-	const label, mountLabel = "system_u:system_r:container_t:s0:c1,c2", "system_u:object_r:container_file_t:s0:c1,c2"
+	needSELinux(t)
+	const label, mountLabel = seLabel, seMountLabel
 	const script = `tr -d '\0' </proc/self/attr/current; echo; grep -E ' / /dev(/shm)? ' /proc/self/mountinfo | grep -c 'context="` + mountLabel + `"'; for f in /work/own /dev/shm/new /work/hosts /work/others; do
 		(echo x >$f) 2>/dev/null && echo "$f is written"; cat $f >/dev/null 2>&1 && echo "$f is read"; done`
 	const want = label + "\n2\n/work/own is written\n/work/own is read\n/dev/shm/new is written\n/dev/shm/new is read\n/work/hosts is read\n"

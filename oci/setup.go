@@ -60,7 +60,7 @@ func (c *Container) prepare(stateDir, bundle string, spec *specs.Spec) error {
 
 // startInit makes the container's first process and the goroutine that waits
 // for its end.
-func (c *Container) startInit(ctx context.Context, stateDir string, stdio Stdio) error {
+func (c *Container) startInit(ctx context.Context, stateDir string, stdio Stdio, spec *specs.Spec) error {
 	ours, theirs, err := socketPair()
 	if err != nil {
 		return err
@@ -70,8 +70,8 @@ func (c *Container) startInit(ctx context.Context, stateDir string, stdio Stdio)
 	c.tidy.Add("close lifeline", func(context.Context) error { return ignoreClosed(ours.Close()) })
 
 	var first *os.File
-	if c.init {
-		if first, err = reaper.Open(); err != nil {
+	if c.init || relabels(spec) {
+		if first, err = reaper.Open(spec.Linux.MountLabel); err != nil {
 			return err
 		}
 		defer first.Close()
@@ -83,7 +83,7 @@ func (c *Container) startInit(ctx context.Context, stateDir string, stdio Stdio)
 	// with it the call below.
 	stop := context.AfterFunc(ctx, func() { ours.Close() })
 	thread := forkthread.New()
-	thread.Do(func() { err = c.ctr.Start(stdio.Stdin, stdio.Stdout, stdio.Stderr, theirs, first) })
+	thread.Do(func() { err = c.ctr.Start(stdio.Stdin, stdio.Stdout, stdio.Stderr, theirs, first, c.init) })
 	if err != nil {
 		go reapRest(thread)
 		if !stop() {

@@ -154,21 +154,29 @@ func TestContainerDiesWithItsCreator(t *testing.T) {
 		createOnly bool
 		script     string
 		mapped     bool
+		confine    func(testing.TB, *oci.Request)
 	}{
+		{name: "under AppArmor", script: "exec sleep 600", confine: underAppArmor},
+		{name: "under AppArmor, as a user", user: "alice", script: "sleep 600 & sleep 600; true", confine: underAppArmor},
+		{name: "under AppArmor, with init", script: "sleep 600", confine: func(t testing.TB, r *oci.Request) { underAppArmor(t, r); withInit(r) }},
+		{name: "under SELinux", script: "exec sleep 600", confine: underSELinux},
 		{name: "running in a user namespace", user: "alice", script: "sleep 600 & sleep 600; true", mapped: true},
 		{name: "created only in a user namespace", createOnly: true, script: "true", mapped: true},
-		{"running", "", false, false, "sleep 600 & sleep 600; true", false},
-		{"running as a user", "alice", false, false, "sleep 600 & sleep 600; true", false},
-		{"running with no_new_privs", "alice", true, false, "exec sleep 600", false},
-		{"running and deaf", "", false, false, `trap "" TERM INT HUP PIPE; while :; do sleep 1; done`, false},
-		{"created only", "", false, true, "true", false},
-		{"created only as a user", "alice", false, true, "true", false},
+		{"running", "", false, false, "sleep 600 & sleep 600; true", false, nil},
+		{"running as a user", "alice", false, false, "sleep 600 & sleep 600; true", false, nil},
+		{"running with no_new_privs", "alice", true, false, "exec sleep 600", false, nil},
+		{"running and deaf", "", false, false, `trap "" TERM INT HUP PIPE; while :; do sleep 1; done`, false, nil},
+		{"created only", "", false, true, "true", false, nil},
+		{"created only as a user", "alice", false, true, "true", false, nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			req := newRequest(t, newID(), tc.script)
 			req.User, req.NoNewPrivileges = tc.user, tc.noNewPriv
 			if tc.mapped {
 				mapped(t)(&req)
+			}
+			if tc.confine != nil {
+				tc.confine(t, &req)
 			}
 			s := newSupervision(t, req)
 			s.CreateOnly = tc.createOnly

@@ -38,7 +38,7 @@ func TestSELinux(t *testing.T) {
 	if !long && len(only) == 0 {
 		t.Skip("one more boot takes the emulator too long for every day: make test-vm")
 	}
-	suites := []suite{{pkg: "oci", run: "SELinux"}, {pkg: endToEnd, run: "SELinux"}}
+	suites := []suite{{pkg: "oci", run: "SELinux|TestContainerDiesWithItsCreator/under_SELinux"}, {pkg: endToEnd, run: "SELinux"}}
 	if len(only) == 0 {
 		asRoot(t)
 		testBoots(t, newRig(t, packages(suites)), selinux, []boot{{"all", suites}})

@@ -82,13 +82,13 @@ func (c *Container) CgroupDirs() (map[string]string, error) {
 // Start makes the container's init, which sets everything up and then waits to
 // execute the command. The streams may be nil, meaning /dev/null. lifeline is
 // the container's end of a connected pair of sockets (see Init); it stays the
-// caller's to close. A reaper, if not nil, is the program (package reaper) that
-// becomes the first process, and executes the command as its child; the creator
-// must have written WithReaper to the lifeline.
+// caller's to close. A reaper, if not nil, is the program (package reaper) that is
+// executed in place of the command, and executes that as its child, or after
+// itself; the creator must have written WithReaper to the lifeline.
 //
 // Start must be called on a thread that lives as long as the container should:
 // its end ends the container.
-func (c *Container) Start(stdin, stdout, stderr, lifeline, reaper *os.File) error {
+func (c *Container) Start(stdin, stdout, stderr, lifeline, reaper *os.File, asChild bool) error {
 	process, err := newProcess(c.spec)
 	if err != nil {
 		return err
@@ -107,7 +107,11 @@ func (c *Container) Start(stdin, stdout, stderr, lifeline, reaper *os.File) erro
 	process.ExtraFiles = []*os.File{lifeline} // becomes lifelineFd
 	if reaper != nil {
 		process.ExtraFiles = append(process.ExtraFiles, reaper) // becomes reaperFd
-		process.Args = append([]string{fmt.Sprintf("/proc/self/fd/%d", reaperFd)}, process.Args...)
+		mode := "exec"
+		if asChild {
+			mode = "run"
+		}
+		process.Args = append([]string{fmt.Sprintf("/proc/self/fd/%d", reaperFd), mode}, process.Args...)
 	}
 	if err := c.ctr.Start(process); err != nil {
 		return err

@@ -104,7 +104,7 @@ func newFilteredContainer(t *testing.T, filter *specs.LinuxSeccomp, args ...stri
 	}
 	theirs := os.NewFile(uintptr(fds[1]), "theirs")
 	defer theirs.Close()
-	thread.Do(func() { err = c.Start(nil, nil, nil, theirs, nil) })
+	thread.Do(func() { err = c.Start(nil, nil, nil, theirs, nil, false) })
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,7 +1,14 @@
-// The first process of a container with the setting "init": it runs the command
-// as its child, passes signals on to it, reaps whatever else ends, and ends as the
-// command does. Freestanding, because it runs in images that may have no C
-// library; generate.sh makes init.elf of it.
+// What a container's first process executes before, or in place of, the command.
+// Freestanding, because it runs in images that may have no C library; generate.sh
+// makes init.elf of it.
+//
+// init.elf run COMMAND...: the setting "init". It runs the command as its child,
+// passes signals on to it, reaps whatever else ends, and ends as the command does.
+//
+// init.elf exec COMMAND...: executes the command, with the parent-death signal set
+// again that the security module had cleared. AppArmor and SELinux do so when
+// execve(2) changes the profile or the label of a process, as it did for this
+// program; it does not for the command.
 //
 // Descriptor 3 is the lifeline (see libct.Init): what is written to it says why
 // the command could not be executed; that it is closed, that it is executed.
@@ -9,9 +16,9 @@
 typedef long word;
 
 enum {
-	SYS_write = 1, SYS_close = 3, SYS_rt_sigprocmask = 14, SYS_clone = 56, SYS_execve = 59,
+	SYS_write = 1, SYS_close = 3, SYS_poll = 7, SYS_rt_sigprocmask = 14, SYS_clone = 56, SYS_execve = 59,
 	SYS_wait4 = 61, SYS_kill = 62, SYS_fcntl = 72, SYS_ptrace = 101, SYS_rt_sigtimedwait = 128, SYS_prctl = 157, SYS_exit_group = 231,
-	F_SETFD = 2, FD_CLOEXEC = 1, PR_SET_NAME = 15, WNOHANG = 1, SIGTRAP = 5, SIGCHLD = 17, PTRACE_DETACH = 17, CLONE_VFORK = 0x4000,
+	F_SETFD = 2, FD_CLOEXEC = 1, PR_SET_PDEATHSIG = 1, PR_SET_NAME = 15, POLLHUP = 0x10, POLLNVAL = 0x20, WNOHANG = 1, SIGTRAP = 5, SIGKILL = 9, SIGCHLD = 17, PTRACE_DETACH = 17, CLONE_VFORK = 0x4000,
 	ENOENT = 2, E2BIG = 7, ENOEXEC = 8, ENOMEM = 12, EACCES = 13, ENOTDIR = 20, EISDIR = 21, ETXTBSY = 26, ENAMETOOLONG = 36, ELOOP = 40,
 	lifeline = 3, notFound = 127, cannotExecute = 126,
 };
@@ -108,15 +115,27 @@ __attribute__((used)) static void run(word *stack) {
 	word argc = stack[0];
 	char **argv = (char **)(stack + 1), **envp = argv + argc + 1;
 	unsigned long all = ~0UL, before = 0;
+	struct { int fd; short events, revents; } creator = {lifeline, 0, 0};
+	int inPlace = argc > 1 && argv[1][0] == 'e';
+	char **command = argv + 2;
 	// The name of libcontainer's init stays until the command is executed: so the
 	// supervisor tells whether it is (oci.Container.executing).
 	call(SYS_prctl, PR_SET_NAME, (word)"runc:[2:INIT]", 0, 0);
 	call(SYS_fcntl, lifeline, F_SETFD, FD_CLOEXEC, 0);
+	call(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0);
+	// The creator's end is open until the command is executed. Ours is, unless the
+	// command is /proc/self/exe.
+	if (call(SYS_poll, (word)&creator, 1, 0, 0) == 1 && creator.revents & (POLLHUP | POLLNVAL))
+		call(SYS_exit_group, 128 + SIGKILL, 0, 0, 0);
+	if (argc < 3)
+		failed("command", 22);
+	if (inPlace)
+		execute(command, envp);
 	call(SYS_rt_sigprocmask, 0, (word)&all, (word)&before, 8);
-	word child = argc < 2 ? -22 : call(SYS_clone, CLONE_VFORK | SIGCHLD, 0, 0, 0);
+	word child = call(SYS_clone, CLONE_VFORK | SIGCHLD, 0, 0, 0);
 	if (child == 0) {
 		call(SYS_rt_sigprocmask, 2, (word)&before, 0, 8);
-		execute(argv + 1, envp);
+		execute(command, envp);
 	}
 	if (child < 0)
 		failed("command", -child);
@@ -126,6 +145,8 @@ __attribute__((used)) static void run(word *stack) {
 		ended |= !"crunch-init"[i > 11 ? 11 : i];
 		argv[0][i] = ended ? 0 : "crunch-init"[i];
 	}
+	for (word i = 0; argv[1][i]; i++)
+		argv[1][i] = 0;
 	for (;;) {
 		word sig = call(SYS_rt_sigtimedwait, (word)&all, 0, 0, 8);
 		if (sig > 0 && sig != SIGCHLD)
