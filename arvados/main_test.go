@@ -3,7 +3,7 @@ package arvados
 import (
 	"testing"
 
-	"go.uber.org/goleak"
+	"crunch-oci/internal/leaktest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }

@@ -19,8 +19,7 @@ import (
 	"crunch-oci/imagestore/internal/imagetest"
 	. "crunch-oci/imagestore/internal/tartest"
 	"crunch-oci/imagestore/internal/treetest"
-
-	"go.uber.org/goleak"
+	"crunch-oci/internal/leaktest"
 )
 
 // TestMain runs the test binary as another user of a store if it is told to.
@@ -32,7 +31,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("crunch-oci/internal/forkthread.serve"))
+	leaktest.Main(m)
 }
 
 // otherUser unpacks the tarball args[1] with the id args[2] into the store

@@ -17,13 +17,12 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
+	"crunch-oci/internal/leaktest"
 	"crunch-oci/keep"
 	"crunch-oci/keep/keeptest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 var signer = keep.Signer{Key: "blobsigningkey", TTL: 336 * time.Hour}
 

@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
+	"crunch-oci/internal/leaktest"
 )
 
 // raceDetector is true when the tests run with it: everything takes ten times as
@@ -26,8 +26,7 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv(childEnv); dir != "" {
 		os.Exit(childMain(dir))
 	}
-	// The thread that children are started from lives as long as the process.
-	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("crunch-oci/internal/forkthread.serve"))
+	leaktest.Main(m)
 }
 
 // start runs a cluster for one test.

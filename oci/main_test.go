@@ -6,8 +6,8 @@ import (
 
 	_ "github.com/opencontainers/cgroups/devices"           // device rules
 	_ "github.com/opencontainers/runc/libcontainer/nsenter" // the init's C part
-	"go.uber.org/goleak"
 
+	"crunch-oci/internal/leaktest"
 	"crunch-oci/oci"
 )
 
@@ -19,7 +19,5 @@ func TestMain(m *testing.M) {
 	if os.Getenv(supervisorEnv) != "" {
 		os.Exit(superviseForTest())
 	}
-	goleak.VerifyTestMain(m,
-		// Serves for as long as the process lives, on purpose.
-		goleak.IgnoreAnyFunction("crunch-oci/internal/forkthread.serve"))
+	leaktest.Main(m)
 }

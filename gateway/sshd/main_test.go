@@ -8,8 +8,8 @@ import (
 
 	_ "github.com/opencontainers/cgroups/devices"           // device rules
 	_ "github.com/opencontainers/runc/libcontainer/nsenter" // the init's C part
-	"go.uber.org/goleak"
 
+	"crunch-oci/internal/leaktest"
 	"crunch-oci/oci"
 )
 
@@ -24,9 +24,7 @@ func TestMain(m *testing.M) {
 	if path := os.Getenv(proxyEnv); path != "" {
 		os.Exit(proxy(path))
 	}
-	goleak.VerifyTestMain(m,
-		// Serves for as long as the process lives, on purpose.
-		goleak.IgnoreAnyFunction("crunch-oci/internal/forkthread.serve"))
+	leaktest.Main(m)
 }
 
 func proxy(path string) int {

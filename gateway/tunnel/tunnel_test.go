@@ -14,10 +14,11 @@ import (
 	"time"
 
 	"github.com/hashicorp/yamux"
-	"go.uber.org/goleak"
+
+	"crunch-oci/internal/leaktest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 func pool(c *x509.Certificate) *x509.CertPool {
 	p := x509.NewCertPool()

@@ -17,14 +17,14 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"go.uber.org/goleak"
 
 	"crunch-oci/imagestore/archive"
 	"crunch-oci/imagestore/internal/imagetest"
 	. "crunch-oci/imagestore/internal/tartest"
+	"crunch-oci/internal/leaktest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 // sample is an image whose second layer comes again as the last.
 func sample(t testing.TB) imagetest.Image {

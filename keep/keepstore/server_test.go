@@ -18,8 +18,7 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
+	"crunch-oci/internal/leaktest"
 	"crunch-oci/keep"
 )
 
@@ -27,8 +26,7 @@ func TestMain(m *testing.M) {
 	if root := os.Getenv(serveVariable); root != "" {
 		serveForever(root)
 	}
-	// The thread that starts children lives as long as the process.
-	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("crunch-oci/internal/forkthread.serve"))
+	leaktest.Main(m)
 }
 
 const (

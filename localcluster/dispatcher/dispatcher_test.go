@@ -18,10 +18,9 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"crunch-oci/arvados"
 	"crunch-oci/internal/forkthread"
+	"crunch-oci/internal/leaktest"
 	"crunch-oci/localcluster"
 )
 
@@ -32,7 +31,7 @@ const roleEnv = "DISPATCHER_TEST_ROLE"
 func TestMain(m *testing.M) {
 	switch role := os.Getenv(roleEnv); role {
 	case "":
-		goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("crunch-oci/internal/forkthread.serve"))
+		leaktest.Main(m)
 	case "dispatcher":
 		os.Exit(dispatcherProcess())
 	default:

@@ -19,10 +19,11 @@ import (
 	"time"
 
 	"github.com/hashicorp/yamux"
-	"go.uber.org/goleak"
+
+	"crunch-oci/internal/leaktest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 // watchdog bounds what must happen.
 const watchdog = time.Minute
