@@ -206,7 +206,7 @@ func TestSavePrices(t *testing.T) {
 	if entries, _ := os.ReadDir(string(d) + "/d"); len(entries) != 1 {
 		t.Errorf("left behind: %v", entries)
 	}
-	if err := d.SavePrices(io.LimitReader(zeros{}, maxPrices+1)); err == nil || !strings.Contains(err.Error(), "more than") {
+	if _, err := readWithin(io.LimitReader(zeros{}, maxPrices+1), 10*pricesPatience); err == nil || !strings.Contains(err.Error(), "more than") {
 		t.Error(err)
 	}
 	r, w := io.Pipe() // a session that hangs
