@@ -168,11 +168,15 @@ func (c *invocation) print(v any, text string) error {
 func (c *invocation) connected(ctx context.Context, fn func(s *transfer.Session) error) (err error) {
 	// What cannot be reached is tried for a while: nobody should have to guess
 	// why nothing happens.
+	said := make(chan struct{})
 	silence := time.AfterFunc(5*time.Second, func() {
+		defer close(said)
 		fmt.Fprintf(c.Stderr, "crunch-run %s: no answer from the cluster yet; still trying\n", c.name)
 	})
 	s, err := c.Connect(ctx)
-	silence.Stop()
+	if !silence.Stop() {
+		<-said
+	}
 	if err != nil {
 		return err
 	}
