@@ -23,6 +23,7 @@ packages() {
 		docker.io
 		runc
 		zstd
+		bzip2
 		attr
 		libcap2-bin
 		debootstrap

@@ -359,7 +359,7 @@ func TestBadTarballs(t *testing.T) {
 			return []Entry{Symlink(e.Header.Name, "../../../../../../etc/passwd")}
 		}), archive.Options{}, archive.ErrCorrupt, "is missing"},
 		{"fewer layers than diff IDs", Tar(t, File("c", string(m.RawConfig())), File("manifest.json", `[{"Config":"c","Layers":[]}]`)), archive.Options{}, archive.ErrCorrupt, "has 3 layers by its configuration and 0 by the manifest"},
-		{"no layers at all", Tar(t, File("c", `{"rootfs":{"type":"layers"}}`), File("manifest.json", `[{"Config":"c"}]`)), archive.Options{}, archive.ErrNoImage, "has no layers"},
+		{"no layers at all", Tar(t, File("c", `{"config":{}}`), File("manifest.json", `[{"Config":"c"}]`)), archive.Options{}, archive.ErrNoImage, "has no layers"},
 		{"diff ID is a path", Tar(t, File("c", `{"rootfs":{"diff_ids":["sha256:../../etc"]}}`), File("l", "x"), File("manifest.json", `[{"Config":"c","Layers":["l"]}]`)), archive.Options{}, archive.ErrUnsupported, "is not a SHA-256 digest"},
 		{"windows", Tar(t, File("c", windows), File("manifest.json", `[{"Config":"c","Layers":["l"]}]`)), archive.Options{}, archive.ErrUnsupported, "an image for windows"},
 		{"configuration is a list", Tar(t, File("c", `[]`), File("manifest.json", `[{"Config":"c"}]`)), archive.Options{}, archive.ErrCorrupt, "configuration"},
@@ -378,7 +378,7 @@ func TestBadTarballs(t *testing.T) {
 			return []Entry{File("index.json", strings.Replace(string(e.Body), "{", `{"layers":[],`, 1))}
 		}), archive.Options{}, archive.ErrAmbiguous, "both"},
 		{"an index listed as manifest", ambiguous(`{"schemaVersion":2,"manifests":[]}`), archive.Options{}, archive.ErrAmbiguous, "calls itself a manifest"},
-		{"another type than listed", ambiguous(strings.Replace(string(raw), ocispec.MediaTypeImageManifest, "application/vnd.docker.distribution.manifest.v2+json", 1)), archive.Options{}, archive.ErrAmbiguous, "is listed as"},
+		{"another type than listed", ambiguous(strings.Replace(string(raw), ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageIndex, 1)), archive.Options{}, archive.ErrAmbiguous, "is listed as"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			img, err := open(t, tt.b, tt.o)

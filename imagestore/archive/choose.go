@@ -135,7 +135,11 @@ func (x *index) image(c candidate) (*Image, error) {
 		return nil, fmt.Errorf("%w: image %s has %d layers by its configuration and %d by the manifest", ErrCorrupt, c.id, len(ids), len(c.layers))
 	}
 	if len(ids) == 0 {
-		return nil, fmt.Errorf("%w: image %s has no layers", ErrNoImage, c.id)
+		if cfg.RootFS.Type == "" {
+			return nil, fmt.Errorf("%w: image %s has no layers", ErrNoImage, c.id)
+		}
+		// FROM scratch, and nothing in it: what runs in it is mounted into it.
+		return &Image{ID: c.id, Names: c.names, RawConfig: c.config, Config: cfg, Layers: []Layer{emptyLayer()}}, nil
 	}
 	if len(ids) > maxLayers {
 		return nil, fmt.Errorf("%w: image %s has %d layers, more than the kernel's overlay takes (%d)", ErrUnsupported, c.id, len(ids), maxLayers)

@@ -1,6 +1,7 @@
 package archive
 
 import (
+	"bufio"
 	"bytes"
 	"compress/bzip2"
 	"context"
@@ -36,8 +37,6 @@ var magics = []struct {
 }{
 	{gzipped, []byte{0x1f, 0x8b}},
 	{zstandard, []byte{0x28, 0xb5, 0x2f, 0xfd}},
-	{zstandard, []byte{0x50, 0x2a, 0x4d, 0x18}}, // skippable frame, as in zstd:chunked
-	{bzipped, []byte("BZh91AY&SY")},             // a tar may well begin with a name in BZh
 	{xzipped, []byte{0xfd, '7', 'z', 'X', 'Z', 0}},
 }
 
@@ -47,6 +46,16 @@ func sniff(head []byte) compression {
 		if bytes.HasPrefix(head, m.magic) {
 			return m.c
 		}
+	}
+	// Skippable frames, as in zstd:chunked, have 16 magic numbers (RFC 8878, 3.1.2).
+	if len(head) > 4 && head[0]&0xf0 == 0x50 && bytes.HasPrefix(head[1:], []byte{0x2a, 0x4d, 0x18}) {
+		return zstandard
+	}
+	// A tar may well begin with a name in BZh. Behind it are the block size in units
+	// of 100 kB and what a block begins with, or the end of nothing.
+	if len(head) > 4 && bytes.HasPrefix(head, []byte("BZh")) && '1' <= head[3] && head[3] <= '9' &&
+		(bytes.HasPrefix(head[4:], []byte("1AY&SY")) || bytes.HasPrefix(head[4:], []byte{0x17, 0x72, 0x45, 0x38, 0x50, 0x90})) {
+		return bzipped
 	}
 	return plain
 }
@@ -69,11 +78,11 @@ func decompress(r io.Reader, c compression) (io.Reader, func(), error) {
 	case plain:
 		return r, func() {}, nil
 	case gzipped:
-		z, err := gzip.NewReader(r)
+		z, err := newGzipReader(r)
 		if err != nil {
 			return nil, nil, err
 		}
-		return z, func() { _ = z.Close() }, nil
+		return z, func() { _ = z.z.Close() }, nil
 	case zstandard:
 		z, err := zstd.NewReader(r, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true), zstd.WithDecoderConcurrency(2))
 		if err != nil {
@@ -84,6 +93,66 @@ func decompress(r io.Reader, c compression) (io.Reader, func(), error) {
 		return bzip2.NewReader(r), func() {}, nil
 	}
 	return nil, nil, fmt.Errorf("%w: %s compression; use gzip or zstd", ErrUnsupported, c)
+}
+
+// gzipReader reads gzip members up to the end, or up to zeros that fill the rest:
+// files that have been on tape or were written by the block end in them, and gzip,
+// pigz (which Docker prefers) and tar -xz pass over them.
+type gzipReader struct {
+	in *bufio.Reader
+	z  *gzip.Reader
+}
+
+func newGzipReader(r io.Reader) (*gzipReader, error) {
+	in := bufio.NewReaderSize(r, 64<<10)
+	z, err := gzip.NewReader(in)
+	if err != nil {
+		return nil, err
+	}
+	z.Multistream(false)
+	return &gzipReader{in, z}, nil
+}
+
+// Read implements io.Reader.
+func (g *gzipReader) Read(p []byte) (int, error) {
+	for {
+		n, err := g.z.Read(p)
+		if err != io.EOF || n > 0 {
+			if err == io.EOF {
+				err = nil
+			}
+			return n, err
+		}
+		if err := g.next(); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// next goes to the next member. It returns io.EOF if there is none.
+func (g *gzipReader) next() error {
+	b, err := g.in.ReadByte()
+	if err != nil {
+		return err
+	}
+	if b == 0 {
+		for b == 0 && err == nil {
+			b, err = g.in.ReadByte()
+		}
+		if err == nil {
+			err = gzip.ErrHeader
+		}
+		return err
+	}
+	if err := g.in.UnreadByte(); err != nil {
+		return err
+	}
+	err = g.z.Reset(g.in)
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	g.z.Multistream(false)
+	return err
 }
 
 // readAtReader marks errors of the tarball's own reader, so that a failing

@@ -3,6 +3,7 @@ package archive
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/containers/image/v5/pkg/strslice"
@@ -47,7 +48,7 @@ func parseConfig(raw []byte) (ocispec.Image, error) {
 	if d.RootFS.Type != "layers" && d.RootFS.Type != "" {
 		return ocispec.Image{}, fmt.Errorf("%w: rootfs type %q", ErrUnsupported, short(d.RootFS.Type))
 	}
-	if d.OS != "" && d.OS != "linux" {
+	if d.OS != "" && !strings.EqualFold(d.OS, "linux") {
 		return ocispec.Image{}, fmt.Errorf("%w: an image for %s", ErrUnsupported, short(d.OS))
 	}
 	c := d.Config
@@ -61,7 +62,7 @@ func parseConfig(raw []byte) (ocispec.Image, error) {
 			User: c.User, ExposedPorts: c.ExposedPorts, Env: c.Env, Entrypoint: c.Entrypoint, Cmd: c.Cmd,
 			Volumes: c.Volumes, WorkingDir: c.WorkingDir, Labels: c.Labels, StopSignal: c.StopSignal,
 		},
-		RootFS: ocispec.RootFS{Type: "layers", DiffIDs: d.RootFS.DiffIDs},
+		RootFS: ocispec.RootFS{Type: d.RootFS.Type, DiffIDs: d.RootFS.DiffIDs},
 	}
 	if t, err := time.Parse(time.RFC3339Nano, d.Created); err == nil {
 		img.Created = &t

@@ -129,7 +129,8 @@ func kindOf(raw []byte, mediaType string) (string, error) {
 	if own == "" {
 		own = mediaType
 	}
-	if mediaType != "" && own != mediaType {
+	// OCI's and Docker's kinds of the same say the same by the same words.
+	if mediaType != "" && own != mediaType && (manifest.MIMETypeIsMultiImage(own) != manifest.MIMETypeIsMultiImage(mediaType)) {
 		return "", fmt.Errorf("%w: a document calls itself %s and is listed as %s", ErrAmbiguous, short(own), short(mediaType))
 	}
 	if own == "" {
@@ -168,25 +169,30 @@ func (x *index) fromIndex(raw []byte, kind string, names []string, o Options, de
 	if err := json.Unmarshal(raw, &doc); err != nil {
 		return nil, fmt.Errorf("%w: index: %w", ErrCorrupt, err)
 	}
-	var fitting, others []ocispec.Descriptor
+	var fitting, others, artifacts []ocispec.Descriptor
 	missing := 0
 	for _, d := range doc.Manifests {
 		switch {
 		case d.Annotations["vnd.docker.reference.type"] == "attestation-manifest",
-			d.Platform != nil && d.Platform.OS == "unknown",
-			d.ArtifactType != "":
+			d.Platform != nil && d.Platform.OS == "unknown":
 		case d.Digest.Validate() != nil:
 			return nil, fmt.Errorf("%w: index: digest %q", ErrCorrupt, short(d.Digest.String()))
 		case !x.has(blobName(d.Digest)):
 			missing++
+		case d.ArtifactType != "": // something about an image, mostly
+			artifacts = append(artifacts, d)
 		case d.Platform == nil || d.Platform.OS == "linux" && d.Platform.Architecture == o.Architecture:
 			fitting = append(fitting, d)
 		default:
 			others = append(others, d)
 		}
 	}
+	fitting = leastVariant(fitting)
 	if len(fitting) == 0 {
 		fitting = others
+	}
+	if len(fitting) == 0 {
+		fitting = artifacts
 	}
 	if len(fitting) == 0 && missing > 0 {
 		return nil, fmt.Errorf("%w: the index lists %d images whose manifests are not in the tarball", ErrCorrupt, missing)
@@ -207,6 +213,24 @@ func (x *index) fromIndex(raw []byte, kind string, names []string, o Options, de
 		out = append(out, c...)
 	}
 	return out, nil
+}
+
+// leastVariant picks, of the variants of one platform that an image comes in (such
+// as amd64 and amd64/v3), the one that asks least of the machine, as Docker does.
+func leastVariant(ds []ocispec.Descriptor) []ocispec.Descriptor {
+	seen := make(map[string]bool)
+	for _, d := range ds {
+		if d.Platform == nil || seen[d.Platform.Variant] {
+			return ds // several images
+		}
+		seen[d.Platform.Variant] = true
+	}
+	if len(ds) < 2 {
+		return ds
+	}
+	return []ocispec.Descriptor{slices.MinFunc(ds, func(a, b ocispec.Descriptor) int {
+		return strings.Compare(a.Platform.Variant, b.Platform.Variant)
+	})}
 }
 
 // fromManifest gives the image that a manifest describes. The layers' own

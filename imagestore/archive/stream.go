@@ -1,6 +1,7 @@
 package archive
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"fmt"
@@ -22,6 +23,12 @@ type Layer struct {
 
 	r   io.ReaderAt
 	off int64
+}
+
+// emptyLayer is an archive of nothing.
+func emptyLayer() Layer {
+	end := make([]byte, 1024)
+	return Layer{DiffID: digest.FromBytes(end), Size: int64(len(end)), r: bytes.NewReader(end)}
 }
 
 // SameData tells whether both are the same bytes of one tarball.
