@@ -93,7 +93,7 @@ func TestInitStartErrors(t *testing.T) {
 		{"/work/cmd", "text", 0o644, 126, "permission denied", false},
 		{"/work/cmd", "#!/no/such/sh\n", 0o755, 127, "no such file or directory", true},
 		{"cmd", "#!/bin/sh\r\n", 0o755, 127, "no such file or directory", true},
-		{"/work/cmd", "\x00\x01\x02\x03", 0o755, 126, "exec format error", false},
+		{"/work/cmd", "\x00\x01\x02\x03", 0o755, 126, "nor a script that begins with #!)", false},
 		{"/work/cmd/x", "x", 0o755, 126, "not a directory", false},
 	} {
 		req := newRequest(t, newID(), "")

@@ -171,7 +171,7 @@ func TestStartErrors(t *testing.T) {
 		{"directory", "/work", "", 0, 126, "is a directory", false},
 		{"bad interpreter", "/work/cmd", "#!/no/such/sh\n", 0o755, 127, "no such file or directory", true},
 		{"Windows line ending", "/work/cmd", "#!/bin/sh\r\n", 0o755, 127, "no such file or directory", true},
-		{"not a program", "/work/cmd", "\x00\x01\x02\x03", 0o755, 126, "exec format error", false},
+		{"not a program", "/work/cmd", "\x00\x01\x02\x03", 0o755, 126, "exec format error (neither a program for this machine, " + runtime.GOARCH + ", nor a script that begins with #!)", false},
 		{"quotes in the name", `/work/"x"`, "", 0, 127, "no such file or directory", true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

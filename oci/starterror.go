@@ -3,6 +3,7 @@ package oci
 import (
 	"fmt"
 	"regexp"
+	"runtime"
 	"strconv"
 	"strings"
 
@@ -20,7 +21,13 @@ type StartError struct {
 	Reason string
 }
 
-func (e *StartError) Error() string { return e.Reason }
+func (e *StartError) Error() string {
+	if strings.HasSuffix(e.Reason, "exec format error") {
+		// execve(2) has no more to say, and who reads it asks what it means.
+		return fmt.Sprintf("%s (neither a program for this machine, %s, nor a script that begins with #!)", e.Reason, runtime.GOARCH)
+	}
+	return e.Reason
+}
 
 // ExitCode returns what a shell would: 127 if the command was not found, 126
 // if it cannot be executed.

@@ -124,6 +124,7 @@ func readInRoot(root, name string) (string, error) {
 // are the supplementary ones; with one, there are none.
 func resolveUser(spec, passwd, group string) (identity, error) {
 	userArg, groupArg, hasGroup := strings.Cut(spec, ":")
+	groupArg, _, _ = strings.Cut(groupArg, ":")
 	if hasGroup && groupArg == "" {
 		hasGroup = false
 	}
@@ -191,16 +192,22 @@ func findAccount(passwd, arg string) (account, bool) {
 	var byNumber account
 	found := false
 	for line := range strings.Lines(passwd) {
-		f := strings.Split(strings.TrimRight(line, "\r\n"), ":")
-		if len(f) < 6 || f[0] == "" {
+		f := strings.Split(strings.TrimSpace(line), ":")
+		if len(f) < 3 || f[0] == "" {
 			continue
 		}
-		uid, ok1 := parseID(f[2])
-		gid, ok2 := parseID(f[3])
-		if !ok1 || !ok2 {
+		uid, ok := parseID(f[2])
+		a := account{name: f[0], uid: uid}
+		// Lines that are written by hand often end early.
+		if ok && len(f) > 3 {
+			a.gid, ok = parseID(f[3])
+		}
+		if !ok {
 			continue
 		}
-		a := account{name: f[0], uid: uid, gid: gid, home: f[5]}
+		if len(f) > 5 {
+			a.home = f[5]
+		}
 		if len(f) > 6 {
 			a.shell = f[6]
 		}
@@ -223,15 +230,19 @@ type groupEntry struct {
 func groups(text string) func(yield func(groupEntry) bool) {
 	return func(yield func(groupEntry) bool) {
 		for line := range strings.Lines(text) {
-			f := strings.Split(strings.TrimRight(line, "\r\n"), ":")
-			if len(f) < 4 || f[0] == "" {
+			f := strings.Split(strings.TrimSpace(line), ":")
+			if len(f) < 3 || f[0] == "" {
 				continue
 			}
 			gid, ok := parseID(f[2])
 			if !ok {
 				continue
 			}
-			if !yield(groupEntry{f[0], gid, strings.Split(f[3], ",")}) {
+			g := groupEntry{name: f[0], gid: gid}
+			if len(f) > 3 {
+				g.members = strings.Split(f[3], ",")
+			}
+			if !yield(g) {
 				return
 			}
 		}

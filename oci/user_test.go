@@ -13,8 +13,8 @@ import (
 // As Docker resolves USER (moby/sys/user, GetExecUser).
 func TestResolveUser(t *testing.T) {
 	const passwd = "# comment\n+::::::\nroot:x:0:0:root:/root:/bin/sh\nalice:x:1000:1001::/home/alice:/bin/sh\r\n" +
-		"1234:x:77:78::/numeric:/bin/sh\nbroken:x:abc:1::/x:/bin/sh\nshort:x:5\nnohome:x:6:6:::\nneg:x:-1:-1::/:\nalice:x:2:2::/second:/bin/sh\n"
-	const group = "root:x:0:\nstaff:x:50:alice,root\nwheel:x:10:root\ndup:x:50:alice\n99:x:11:alice\nbroken:x:z:alice\nshort:x\n"
+		"1234:x:77:78::/numeric:/bin/sh\nbroken:x:abc:1::/x:/bin/sh\nshort:x:5\nscant\n  blank:x:8:9:::  \nnohome:x:6:6:::\nneg:x:-1:-1::/:\nalice:x:2:2::/second:/bin/sh\n"
+	const group = "root:x:0:\nstaff:x:50:alice,root\nwheel:x:10:root\ndup:x:50:alice\n99:x:11:alice\nbroken:x:z:alice\nshort:x\nempty:x:12\n"
 	for _, tc := range []struct {
 		spec string
 		want identity
@@ -41,7 +41,12 @@ func TestResolveUser(t *testing.T) {
 		{spec: "neg", err: true},
 		{spec: "bob", err: true},
 		{spec: "broken", err: true},
-		{spec: "short", err: true},
+		{spec: "short", want: identity{5, 0, nil, "/", ""}},
+		{spec: "blank", want: identity{8, 9, nil, "/", ""}},
+		{spec: "alice:empty", want: identity{1000, 12, nil, "/home/alice", "/bin/sh"}},
+		{spec: "alice:staff:x", want: identity{1000, 50, nil, "/home/alice", "/bin/sh"}},
+		{spec: "scant", err: true},
+		{spec: "alice:short", err: true},
 		{spec: "alice:none", err: true},
 		{spec: "alice:-1", err: true},
 		{spec: "alice:broken", err: true},

@@ -56,6 +56,9 @@ func (r *run) createContainer(ctx context.Context) error {
 	if err != nil {
 		return createError(err)
 	}
+	if err := oci.CompleteRoot(q); err != nil {
+		return fmt.Errorf("While creating container: %w", err)
+	}
 	if err := r.giveFiles(); err != nil {
 		return fmt.Errorf("While creating container: %w", err)
 	}

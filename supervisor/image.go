@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -55,6 +56,9 @@ func (r *run) tryLoadImage(ctx context.Context) error {
 	r.undo.Add("release image", func(context.Context) error { return snapshot.Close() })
 	if key.ID == "" {
 		r.Log.Printf("Image file name %q has no image id to check; image %s was checked against its own list of layers", name, snapshot.ID)
+	}
+	if a := snapshot.Config.Architecture; a != "" && a != runtime.GOARCH && !(a == "386" && runtime.GOARCH == "amd64") {
+		r.Log.Printf("warning: the image says that it is for %s, and this node is %s", a, runtime.GOARCH)
 	}
 	r.syncImageLater()
 	return r.mountRootfs()

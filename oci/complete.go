@@ -1,0 +1,112 @@
+package oci
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	pathrs "github.com/cyphar/filepath-securejoin/pathrs-lite"
+	"golang.org/x/sys/unix"
+)
+
+// CompleteRoot makes what Docker adds to every root: the directories that the image
+// declares as volumes (VOLUME in a Dockerfile) and does not have, /etc/mtab, and
+// /.dockerenv, by which programs tell that they are in a container. They go into the
+// container's own layer of the root, and are discarded with it as Docker's anonymous
+// volumes are. Where something is mounted, nothing is missing; what the image has
+// stays, whatever it is.
+func CompleteRoot(req Request) error {
+	root, err := os.OpenFile(req.RootfsPath, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("root directory: %w", err)
+	}
+	defer root.Close()
+	c := completion{root: root, owner: 0}
+	if first, ok := req.Confinement.IDs.Host(0); ok {
+		c.owner = int(first)
+	}
+	covered := func(dir string) bool {
+		return slices.ContainsFunc(req.Mounts, func(m Mount) bool { return within(dir, path.Clean(m.Target)) })
+	}
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(req.Image.Volumes)) {
+		dir := path.Join("/", name)
+		kernels := within(dir, "/proc") || within(dir, "/sys") || within(dir, "/dev")
+		if kernels || covered(dir) || strings.IndexByte(dir, 0) >= 0 {
+			continue
+		}
+		if err := c.directory(dir); err != nil {
+			errs = append(errs, fmt.Errorf("make the image's volume %q: %w", dir, err))
+		}
+	}
+	if !covered("/etc/mtab") {
+		errs = append(errs, c.leaf("/etc", "mtab", func(fd int) error { return unix.Symlinkat("/proc/mounts", fd, "mtab") }))
+	}
+	errs = append(errs, c.leaf("/", ".dockerenv", func(fd int) error { return unix.Mknodat(fd, ".dockerenv", unix.S_IFREG|0o755, 0) }))
+	return errors.Join(errs...)
+}
+
+// completion adds to a root. Links never lead out of it.
+type completion struct {
+	root  *os.File
+	owner int // of what is made, user and group
+}
+
+// directory makes what is missing of dir, one directory after the other.
+func (c completion) directory(dir string) error {
+	for end := 1; end <= len(dir); end++ {
+		if end < len(dir) && dir[end] != '/' {
+			continue
+		}
+		there, err := pathrs.OpenatInRoot(c.root, dir[:end])
+		if err == nil {
+			_ = there.Close()
+			continue
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return inTheWay(err)
+		}
+		made, err := pathrs.MkdirAllHandle(c.root, dir[:end], 0o755)
+		if err != nil {
+			return inTheWay(err)
+		}
+		err = unix.Fchownat(int(made.Fd()), "", c.owner, c.owner, unix.AT_EMPTY_PATH)
+		if err = errors.Join(err, made.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// leaf calls f to make name in dir, unless it is there.
+func (c completion) leaf(dir, name string, f func(dirfd int) error) error {
+	if err := c.directory(dir); err != nil {
+		return err
+	}
+	d, err := pathrs.OpenatInRoot(c.root, dir)
+	if err != nil {
+		return inTheWay(err)
+	}
+	defer d.Close()
+	fd := int(d.Fd())
+	if err := f(fd); err != nil {
+		return inTheWay(err)
+	}
+	return unix.Fchownat(fd, name, c.owner, c.owner, unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// inTheWay forgives what cannot be made because of what the image has there: the
+// thing itself, files, links that lead nowhere.
+func inTheWay(err error) error {
+	for _, reason := range []error{unix.ENOTDIR, unix.EEXIST, unix.ENOENT, unix.ELOOP, unix.ENAMETOOLONG} {
+		if errors.Is(err, reason) {
+			return nil
+		}
+	}
+	return err
+}
