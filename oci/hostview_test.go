@@ -33,7 +33,7 @@ func TestMountsAreTheseOnly(t *testing.T) {
 				// Hidden or protected. Which there are is the kernel's matter.
 				"/proc/acpi": "ro", "/proc/asound": "ro", "/proc/interrupts": "", "/proc/kcore": "", "/proc/keys": "", "/proc/latency_stats": "", "/proc/sched_debug": "",
 				"/proc/scsi": "ro", "/proc/timer_list": "", "/proc/timer_stats": "", "/sys/devices/virtual/powercap": "ro", "/sys/firmware": "ro",
-				"/proc/bus": "ro", "/proc/fs": "ro", "/proc/irq": "ro", "/proc/sys": "ro", "/proc/sysrq-trigger": "ro",
+				"/proc/bus": "ro", "/proc/dynamic_debug": "ro", "/proc/fs": "ro", "/proc/irq": "ro", "/proc/sys": "ro", "/proc/sysrq-trigger": "ro",
 			}
 			if name == "user namespace" { // nobody may make device nodes there
 				for _, d := range []string{"null", "zero", "full", "random", "urandom", "tty"} {

@@ -74,6 +74,7 @@ func withHiddenPaths() Edit {
 		}
 		spec.Linux.ReadonlyPaths = []string{
 			"/proc/bus",
+			"/proc/dynamic_debug", // Docker leaves it to AppArmor
 			"/proc/fs",
 			"/proc/irq",
 			"/proc/sys",
