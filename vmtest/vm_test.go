@@ -66,7 +66,7 @@ func testIn(t *testing.T, sys initSystem, short []suite) {
 		testBoots(t, newRig(t, packages(chosen)), sys, []boot{{"chosen", chosen}})
 	case long:
 		boots := []boot{
-			{"cgroups, images", []suite{{pkg: "cgroups", run: "."}, {pkg: "imagestore", run: "."}, {pkg: "supervisor/stats/kernel", run: "."}}},
+			{"cgroups and images", []suite{{pkg: "cgroups", run: "."}, {pkg: "imagestore", run: "."}, {pkg: "supervisor/stats/kernel", run: "."}}},
 			// There is no Go in the machine to build the program of that test with.
 			{"oci", []suite{{pkg: "oci", run: ".", skip: "^TestFilterIsTheSame$"}, {pkg: "oci/validation", run: "TestInMachine"}}},
 		}
