@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"crunch-oci/keep/internal/failed"
 	"crunch-oci/keep/internal/flight"
 )
 
@@ -27,6 +28,7 @@ type Cache struct {
 	copier blockCopier // blocks, if that can fetch into memory of ours
 	limit  int64
 	shared flight.Group[*cached]
+	inVain failed.Set // prefetches, by locator, whose signature may be why
 
 	ctx    context.Context // of prefetches and fetches; ends with Close
 	cancel context.CancelFunc
@@ -192,19 +194,22 @@ func (c *Cache) LocalLocator(ctx context.Context, loc Locator) (Locator, error) 
 }
 
 // Prefetch implements Prefetcher. A block is fetched only if it fits beside the
-// one being read and what else is being fetched ahead.
+// one being read and what else is being fetched ahead, and if that has not failed
+// lately: who reads in small steps asks for the same block at each.
 func (c *Cache) Prefetch(loc Locator) {
 	size := loc.Size()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed || loc.IsEmptyBlock() || c.byHash[loc.Hash()] != nil || c.ahead+size+max(size, c.reading) > c.limit || c.shared.Waiting(loc.Hash()) > 0 {
+	if c.closed || loc.IsEmptyBlock() || c.byHash[loc.Hash()] != nil || c.ahead+size+max(size, c.reading) > c.limit || c.shared.Waiting(loc.Hash()) > 0 || c.inVain.Has(loc.String()) {
 		return
 	}
 	c.ahead += size
 	c.prefetch.Add(1)
 	go func() {
 		defer c.prefetch.Done()
-		_ = c.fetch(c.ctx, loc, func([]byte) error { return nil })
+		if err := c.fetch(c.ctx, loc, func([]byte) error { return nil }); err != nil {
+			c.inVain.Add(loc.String())
+		}
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.ahead -= size

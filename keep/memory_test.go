@@ -120,6 +120,34 @@ func TestPrefetchLeavesWhatIsRead(t *testing.T) {
 	}
 }
 
+// A block that cannot be fetched ahead is not asked for at each step of who reads
+// the one before, unless there is another signature for it.
+func TestPrefetchInVain(t *testing.T) {
+	store := newMemStore()
+	cache := newCache(t, store, 1000)
+	signed := func(expiry string) keep.Locator {
+		loc, err := keep.ParseLocator("acbd18db4cc2f85cedef654fccc4a4d8+3+A0123456789abcdef0123456789abcdef01234567@" + expiry)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return loc
+	}
+	for i, expiry := range []string{"5b16a41b", "5b16a41b", "5b16a41b", "6b16a41b", "6b16a41b"} {
+		cache.Prefetch(signed(expiry))
+		cache.WaitPrefetch()
+		if n, _ := store.count(); n != 1+i/3 {
+			t.Errorf("asked %d times after prefetch %d", n, i)
+		}
+	}
+	// Who wants it is not kept from asking.
+	if _, err := cache.ReadBlock(t.Context(), signed("6b16a41b")); err == nil {
+		t.Error("read what is not there")
+	}
+	if n, _ := store.count(); n != 3 {
+		t.Errorf("asked %d times in all", n)
+	}
+}
+
 // What a cache has held is the system's again, without a garbage collection.
 func TestCacheGivesMemoryBack(t *testing.T) {
 	store := &copyStore{memStore: newMemStore()}

@@ -30,6 +30,7 @@ import (
 	"time"
 
 	"crunch-oci/keep"
+	"crunch-oci/keep/internal/failed"
 	"crunch-oci/keep/internal/flight"
 )
 
@@ -80,6 +81,7 @@ type Cache struct {
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup
 	tokens chan struct{} // one for each block being fetched ahead
+	inVain failed.Set    // what was to be, by locator, whose signature may be why
 
 	mu      sync.Mutex
 	closed  bool
@@ -220,7 +222,7 @@ func (c *Cache) ReadBlock(ctx context.Context, loc keep.Locator) ([]byte, error)
 }
 
 // Prefetch implements keep.Prefetcher. A few blocks are fetched at a time; more
-// wait for their turn.
+// wait for their turn. What has failed lately is not tried.
 func (c *Cache) Prefetch(loc keep.Locator) {
 	hash := loc.Hash()
 	c.mu.Lock()
@@ -230,7 +232,7 @@ func (c *Cache) Prefetch(loc keep.Locator) {
 		return
 	}
 	if c.closed || loc.IsEmptyBlock() || loc.Size() > keep.MaxBlockSize ||
-		c.byHash[hash] != nil || c.queued[hash] || len(c.queued) >= maxQueued {
+		c.byHash[hash] != nil || c.queued[hash] || len(c.queued) >= maxQueued || c.inVain.Has(loc.String()) {
 		return
 	}
 	c.queued[hash] = true
@@ -239,6 +241,8 @@ func (c *Cache) Prefetch(loc keep.Locator) {
 		case c.tokens <- struct{}{}:
 			if b, err := c.acquire(c.ctx, loc, false); err == nil {
 				c.release(b, false)
+			} else if !errors.Is(err, errNoDisk) {
+				c.inVain.Add(loc.String())
 			}
 			<-c.tokens
 		case <-c.ctx.Done():

@@ -442,6 +442,26 @@ func TestPrefetch(t *testing.T) {
 	}
 }
 
+// A block that cannot be fetched ahead is not asked for again and again.
+func TestPrefetchInVain(t *testing.T) {
+	w := newWorld(t)
+	c, _ := w.open("10%")
+	loc, err := keep.ParseLocator(hashOf([]byte("missing")) + "+7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		c.Prefetch(loc)
+		c.tasks.Wait()
+	}
+	if n := w.gets(); n != 1 {
+		t.Errorf("%d requests", n)
+	}
+	if _, err := c.ReadBlock(t.Context(), loc); !errors.Is(err, keep.ErrNotFound) || w.gets() != 2 {
+		t.Errorf("%v after %d requests", err, w.gets())
+	}
+}
+
 func TestParseLimit(t *testing.T) {
 	for text, want := range map[string]string{
 		"0": "{0 0}", "5000000000": "{5000000000 0}", "10%": "{0 10}", "100%": "{0 100}",
