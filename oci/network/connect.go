@@ -110,6 +110,11 @@ func (c *Connection) plug(ns *os.File) (netip.Addr, error) {
 	if err := h.LinkSetAlias(link, leaseAlias(addr, c.id)); err != nil {
 		return netip.Addr{}, fmt.Errorf("name interface %s: %w", name, err)
 	}
+	if err := c.bridge.guard(h, c.self, name); unsupported(err) {
+		c.Notes = append(c.Notes, fmt.Sprintf("containers can pretend to have each other's addresses: %v (the kernel needs CONFIG_NF_TABLES_NETDEV)", err))
+	} else if err != nil {
+		return netip.Addr{}, err
+	}
 	// A port has no business with IPv6 of its own.
 	if err := setSysctl("ipv6/conf/"+name+"/disable_ipv6", "1"); err != nil && !isNotExist(err) {
 		return netip.Addr{}, fmt.Errorf("switch off IPv6 on %s: %w", name, err)
@@ -146,7 +151,7 @@ func (b *Bridge) unplug(id string) error {
 	if err != nil && !isNotFound(err) {
 		return fmt.Errorf("remove interface %s: %w", name, err)
 	}
-	return nil
+	return b.unguard(name)
 }
 
 // configure brings up the container's end.
@@ -217,16 +222,25 @@ func leaseAlias(a netip.Addr, id string) string { return fmt.Sprintf("%s %s %s",
 // leases are the addresses that the interfaces on the bridge stand for.
 func leases(links []netlink.Link, bridge int) map[netip.Addr]bool {
 	taken := make(map[netip.Addr]bool)
+	for _, a := range leasesByPort(links, bridge) {
+		taken[a] = true
+	}
+	return taken
+}
+
+// leasesByPort are the same addresses by the names of the interfaces.
+func leasesByPort(links []netlink.Link, bridge int) map[string]netip.Addr {
+	ports := make(map[string]netip.Addr)
 	for _, l := range links {
 		f := strings.Fields(l.Attrs().Alias)
 		if l.Attrs().MasterIndex != bridge || len(f) < 2 || f[0] != owner {
 			continue
 		}
-		if a, err := netip.ParseAddr(f[1]); err == nil {
-			taken[a] = true
+		if a, err := netip.ParseAddr(f[1]); err == nil && a.Is4() {
+			ports[l.Attrs().Name] = a
 		}
 	}
-	return taken
+	return ports
 }
 
 // pick chooses a free address of the gateway's subnet. Where it begins to look

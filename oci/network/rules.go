@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tableName is the name of our table, in families ip and ip6. Nothing else is
+// tableName is the name of our table, in families ip, ip6 and netdev. Nothing else is
 // changed in the host's rules.
 func tableName(bridge string) string { return "crunch-run-" + bridge }
 
@@ -60,7 +60,7 @@ func (b *Bridge) removeRules() error {
 	if err != nil {
 		return explainRules(err)
 	}
-	for _, f := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
+	for _, f := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6, nftables.TableFamilyNetdev} {
 		table := &nftables.Table{Name: tableName(b.cfg.Bridge), Family: f}
 		if _, err := conn.ListTableOfFamily(table.Name, f); err != nil {
 			continue
