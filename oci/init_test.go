@@ -91,6 +91,7 @@ func TestInitStartErrors(t *testing.T) {
 		{"no-such-command", "", 0, 127, `exec: "no-such-command": executable file not found in $PATH`, true},
 		{"/work/missing", "", 0, 127, "exec /work/missing: no such file or directory", true},
 		{"/work/cmd", "text", 0o644, 126, "permission denied", false},
+		{"/work", "", 0, 126, "exec /work: is a directory", false},
 		{"/work/cmd", "#!/no/such/sh\n", 0o755, 127, "no such file or directory", true},
 		{"cmd", "#!/bin/sh\r\n", 0o755, 127, "no such file or directory", true},
 		{"/work/cmd", "\x00\x01\x02\x03", 0o755, 126, "nor a script that begins with #!)", false},

@@ -67,8 +67,8 @@ func testIn(t *testing.T, sys initSystem, short []suite) {
 	case long:
 		boots := []boot{
 			{"cgroups and images", []suite{{pkg: "cgroups", run: "."}, {pkg: "imagestore", run: "."}, {pkg: "supervisor/stats/kernel", run: "."}}},
-			// There is no Go in the machine to build the program of that test with.
-			{"oci", []suite{{pkg: "oci", run: ".", skip: "^TestFilterIsTheSame$"}, {pkg: "oci/validation", run: "TestInMachine"}}},
+			// There is no Go in the machine to build the programs of those tests with.
+			{"oci", []suite{{pkg: "oci", run: ".", skip: "^(TestFilterIsTheSame|TestExecSiblings)$"}, {pkg: "oci/validation", run: "TestInMachine"}}},
 		}
 		var all []suite
 		for _, b := range boots {

@@ -16,9 +16,9 @@
 typedef long word;
 
 enum {
-	SYS_write = 1, SYS_close = 3, SYS_poll = 7, SYS_rt_sigprocmask = 14, SYS_clone = 56, SYS_execve = 59,
+	SYS_write = 1, SYS_open = 2, SYS_close = 3, SYS_poll = 7, SYS_rt_sigprocmask = 14, SYS_clone = 56, SYS_execve = 59,
 	SYS_wait4 = 61, SYS_kill = 62, SYS_fcntl = 72, SYS_ptrace = 101, SYS_rt_sigtimedwait = 128, SYS_prctl = 157, SYS_exit_group = 231,
-	F_SETFD = 2, FD_CLOEXEC = 1, PR_SET_PDEATHSIG = 1, PR_SET_NAME = 15, POLLHUP = 0x10, POLLNVAL = 0x20, WNOHANG = 1, SIGTRAP = 5, SIGKILL = 9, SIGCHLD = 17, PTRACE_DETACH = 17, CLONE_VFORK = 0x4000,
+	O_DIRECTORY = 0x10000, O_PATH = 0x200000, F_SETFD = 2, FD_CLOEXEC = 1, PR_SET_PDEATHSIG = 1, PR_SET_NAME = 15, POLLHUP = 0x10, POLLNVAL = 0x20, WNOHANG = 1, SIGTRAP = 5, SIGKILL = 9, SIGCHLD = 17, PTRACE_DETACH = 17, CLONE_VFORK = 0x4000,
 	ENOENT = 2, E2BIG = 7, ENOEXEC = 8, ENOMEM = 12, EACCES = 13, ENOTDIR = 20, EISDIR = 21, ETXTBSY = 26, ENAMETOOLONG = 36, ELOOP = 40,
 	lifeline = 3, notFound = 127, cannotExecute = 126,
 };
@@ -55,7 +55,13 @@ static const char *reason(word err) {
 	return "error of execve(2)";
 }
 
+static word isThere(const char *path, word flags) {
+	return call(SYS_open, (word)path, flags | O_PATH, 0, 0) >= 0;
+}
+
 static void failed(const char *path, word err) {
+	if (err == EACCES && isThere(path, O_DIRECTORY))
+		err = EISDIR;
 	say("exec ");
 	say(path);
 	say(": ");
@@ -94,8 +100,7 @@ static void execute(char **argv, char **envp) {
 				failed(path, err);
 			else if (err == ENOENT) {
 				// The file may be there, and its interpreter missing.
-				word fd = call(2, (word)path, 0x200000 /* O_PATH */, 0, 0);
-				if (fd >= 0)
+				if (isThere(path, 0))
 					failed(path, ENOENT);
 			}
 		}
