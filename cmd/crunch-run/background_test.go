@@ -100,7 +100,9 @@ func (n *node) stop(t testing.TB, signal, uuid string) {
 func (n *node) cleaned(t testing.TB) {
 	t.Helper()
 	waitFor(t, "a clean node", func() bool {
-		n.list(t)
+		if res := n.run(t, "--list"); res.code != 0 {
+			t.Errorf("--list: %+v", res)
+		}
 		left, err := n.leftovers()
 		return err == nil && len(left) == 0
 	})
