@@ -19,18 +19,17 @@ const dnsPort = 53
 var relayAddr = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 11}), dnsPort)
 
 const (
-	// relayPatience is how long a question waits for its answer; those who ask
-	// repeat it sooner.
+	// relayPatience is how long a query waits for its answer; resolvers repeat it
+	// sooner (resolv.conf(5): after 5 s).
 	relayPatience = 10 * time.Second
-	// relayLimit bounds the questions, and the connections, in progress.
+	// relayLimit bounds the queries, and the connections, in progress.
 	relayLimit = 64
 	// maxDatagram is the largest that there is.
 	maxDatagram = 64 << 10
 )
 
-// relay passes a container's questions for names on to a server on the host's
-// loopback, which the container cannot reach, and the answers back. It knows
-// nothing of what they say.
+// relay forwards a container's DNS queries to a server on the host's loopback, which
+// the container cannot reach, and the answers back. It does not look into them.
 type relay struct {
 	servers []netip.AddrPort
 	udp     *net.UDPConn
@@ -72,18 +71,16 @@ func (r *relay) close() error {
 func (r *relay) serveUDP() {
 	slots := make(chan struct{}, relayLimit)
 	buf := make([]byte, maxDatagram)
-	for {
+	for r.ctx.Err() == nil {
 		n, from, err := r.udp.ReadFromUDPAddrPort(buf)
 		if err != nil {
-			if r.ctx.Err() != nil {
-				return
-			}
+			r.pause()
 			continue
 		}
 		select {
 		case slots <- struct{}{}:
 		default:
-			continue // who floods is not answered
+			continue // too many at a time; resolvers ask again
 		}
 		question := append([]byte(nil), buf[:n]...)
 		r.wg.Go(func() {
@@ -92,6 +89,17 @@ func (r *relay) serveUDP() {
 				_, _ = r.udp.WriteToUDPAddrPort(answer, from)
 			}
 		})
+	}
+}
+
+// pause follows a failed read or accept. Some errors, such as EMFILE, come back at once
+// for as long as they last.
+func (r *relay) pause() {
+	t := time.NewTimer(100 * time.Millisecond)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-r.ctx.Done():
 	}
 }
 
@@ -125,12 +133,10 @@ func (r *relay) askOne(server netip.AddrPort, question []byte) ([]byte, error) {
 
 func (r *relay) serveTCP() {
 	slots := make(chan struct{}, relayLimit)
-	for {
+	for r.ctx.Err() == nil {
 		c, err := r.tcp.AcceptTCP()
 		if err != nil {
-			if r.ctx.Err() != nil {
-				return
-			}
+			r.pause()
 			continue
 		}
 		select {
