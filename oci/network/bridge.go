@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -82,7 +83,7 @@ func CheckSubnet(p netip.Prefix) error {
 	return nil
 }
 
-// Use is the right to find the bridge there, until Close.
+// Use keeps the bridge in place until Close.
 type Use struct {
 	// Gateways are the bridge's own addresses, IPv4 first: the host, as
 	// containers see it.
@@ -93,11 +94,11 @@ type Use struct {
 
 	bridge *Bridge
 	state  *stateFile
-	self   *present
+	info   *bridgeInfo
 }
 
-// present is the bridge as it is on the host now.
-type present struct {
+// bridgeInfo is the bridge as it is on the host now.
+type bridgeInfo struct {
 	index  int
 	subnet netip.Prefix // with the gateway's address
 	ula    netip.Prefix // likewise; invalid: no IPv6
@@ -117,7 +118,7 @@ func (b *Bridge) Open(ctx context.Context) (*Use, error) {
 	return u, nil
 }
 
-// begin is Open, with the lock still held.
+// begin is Open, but leaves the lock of the state file held.
 func (b *Bridge) begin(ctx context.Context) (*Use, error) {
 	state, err := openState(ctx, b.cfg.StateDir)
 	if err != nil {
@@ -125,14 +126,14 @@ func (b *Bridge) begin(ctx context.Context) (*Use, error) {
 	}
 	u := &Use{bridge: b, state: state}
 	if err = state.use(); err == nil {
-		u.self, u.Notes, err = b.ensure()
+		u.info, u.Notes, err = b.ensure()
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("bridge %s: %w", b.cfg.Bridge, err), b.leave(state))
 	}
-	u.Gateways = []netip.Addr{u.self.subnet.Addr()}
-	if u.self.ula.IsValid() {
-		u.Gateways = append(u.Gateways, u.self.ula.Addr())
+	u.Gateways = []netip.Addr{u.info.subnet.Addr()}
+	if u.info.ula.IsValid() {
+		u.Gateways = append(u.Gateways, u.info.ula.Addr())
 	}
 	return u, nil
 }
@@ -145,8 +146,8 @@ func (u *Use) Close(ctx context.Context) error {
 	return u.bridge.leave(u.state)
 }
 
-// leave removes the bridge and its rules if the holder of the locked file is its
-// last user, and closes the file.
+// leave closes the state file, of which the caller holds the lock, and before that
+// removes the bridge and its rules if nobody else uses them.
 func (b *Bridge) leave(state *stateFile) error {
 	last, err := state.last()
 	if last && err == nil {
@@ -161,8 +162,8 @@ func (b *Bridge) leave(state *stateFile) error {
 	return nil
 }
 
-// remove removes rules and bridge, unless there are interfaces on it: those of
-// somebody with another state directory, or who knows nothing of us.
+// remove removes rules and bridge, unless there are interfaces on the bridge: they
+// belong to somebody with another state directory, or were put there by hand.
 func (b *Bridge) remove() (removed bool, err error) {
 	h, err := handle()
 	if err != nil {
@@ -197,12 +198,14 @@ func (b *Bridge) remove() (removed bool, err error) {
 	return true, nil
 }
 
-// Cleanup removes what a dead process has left of its connection id, if
-// anything, and bridge and rules if it was their last user. An id of no
-// container stands for a use without one.
+// Cleanup removes what a dead process has left of connection id, if anything, and
+// bridge and rules if it was their last user. For a process that only had a Use, id
+// may be anything that is no container's.
 func (b *Bridge) Cleanup(ctx context.Context, id string) error {
-	if _, err := lstat(b.cfg.StateDir); err != nil {
-		return ignoreNotExist(err) // nobody has ever begun, or the last one has cleaned up
+	if _, err := os.Lstat(b.cfg.StateDir); isNotExist(err) {
+		return nil // never used, or removed by the last user
+	} else if err != nil {
+		return fmt.Errorf("bridge %s: %w", b.cfg.Bridge, err)
 	}
 	state, err := openState(ctx, b.cfg.StateDir)
 	if err != nil {
@@ -251,7 +254,7 @@ func (b *Bridge) Preview() (netip.Prefix, error) {
 var errForeign = errors.New("there is an interface of this name that is not crunch-run's: set network-bridge to another name")
 
 // ensure makes what is missing of the bridge. The caller holds the lock.
-func (b *Bridge) ensure() (_ *present, notes []string, err error) {
+func (b *Bridge) ensure() (_ *bridgeInfo, notes []string, err error) {
 	h, err := handle()
 	if err != nil {
 		return nil, nil, err
@@ -265,7 +268,7 @@ func (b *Bridge) ensure() (_ *present, notes []string, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	p := &present{index: link.Attrs().Index, mtu: up.mtu}
+	p := &bridgeInfo{index: link.Attrs().Index, mtu: up.mtu}
 	if p.subnet, err = b.subnet(h, link); err != nil {
 		return nil, nil, err
 	}
@@ -294,7 +297,7 @@ func (b *Bridge) ensure() (_ *present, notes []string, err error) {
 	if err := b.ensureRules(p); err != nil {
 		return nil, nil, err
 	}
-	for _, o := range obstacles(wayOut, b.cfg.Bridge, p.ula.IsValid()) {
+	for _, o := range obstacles(forwardPath, b.cfg.Bridge, p.ula.IsValid()) {
 		notes = append(notes, o.String())
 	}
 	return p, notes, nil

@@ -109,7 +109,7 @@ func TestContainerFromOutside(t *testing.T) {
 	h, err := netlink.NewHandleAt(netns.NsHandle(w.far.Fd()))
 	must(t, err)
 	defer h.Close()
-	must(t, h.RouteAdd(&netlink.Route{Dst: toIPNet(c.self.subnet.Masked()), Gw: hostAddr.AsSlice()}))
+	must(t, h.RouteAdd(&netlink.Route{Dst: toIPNet(c.info.subnet.Masked()), Gw: hostAddr.AsSlice()}))
 	err = inside(w.far, func() error {
 		conn, err := net.DialTimeout("tcp", netip.AddrPortFrom(c.Addresses[0], uint16(port)).String(), 500*time.Millisecond)
 		if err == nil {
@@ -375,11 +375,11 @@ func TestSubnetAvoidsRoutes(t *testing.T) {
 	must(t, err)
 	u, err := b.Open(t.Context())
 	must(t, err)
-	if again, err := b.Preview(); err != nil || preview != u.self.subnet.Masked() || again != preview {
+	if again, err := b.Preview(); err != nil || preview != u.info.subnet.Masked() || again != preview {
 		t.Errorf("foreseen was %s, then %s %v", preview, again, err)
 	}
-	if want := plus(first.Addr(), 2<<12); u.self.subnet.Masked().Addr() != want {
-		t.Errorf("chose %s, want the first that is free, %s", u.self.subnet, want)
+	if want := plus(first.Addr(), 2<<12); u.info.subnet.Masked().Addr() != want {
+		t.Errorf("chose %s, want the first that is free, %s", u.info.subnet, want)
 	}
 	must(t, u.Close(t.Context()))
 }

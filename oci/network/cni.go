@@ -96,7 +96,7 @@ const configCopy = "network.conflist"
 func (c CNI) Connect(ctx context.Context, name, id, dir string, ns *os.File) (_ *CNIConnection, err error) {
 	list, err := c.load(name)
 	if err == nil {
-		err = notOurs(ns)
+		err = refuseOwnNetns(ns)
 	}
 	if err != nil {
 		return nil, err
@@ -194,7 +194,7 @@ func (c CNI) remove(ctx context.Context, a attachment) error {
 	if err := c.library(a.dir).DelNetworkList(ctx, list, a.runtime()); err != nil {
 		return fmt.Errorf("leave CNI network %q: %w", a.network, err)
 	}
-	return ignoreNotExist(os.RemoveAll(a.dir))
+	return os.RemoveAll(a.dir)
 }
 
 func (c CNI) library(dir string) *libcni.CNIConfig {

@@ -35,12 +35,12 @@ type Connection struct {
 	id string
 }
 
-// Connect plugs a container, by its network namespace, into the bridge: an
-// interface called eth0, an address, and the default route. id is the
-// container's, and the caller's word that what an earlier container of the id
-// has left may go.
+// Connect connects a container's network namespace ns to the bridge: it gets an
+// interface called eth0, an address, and the default route. What an earlier
+// container with the same id has left is removed; the caller must know that it
+// is dead.
 func (b *Bridge) Connect(ctx context.Context, id string, ns *os.File) (_ *Connection, err error) {
-	if err := notOurs(ns); err != nil {
+	if err := refuseOwnNetns(ns); err != nil {
 		return nil, fmt.Errorf("connect to bridge %s: %w", b.cfg.Bridge, err)
 	}
 	u, err := b.begin(ctx)
@@ -58,9 +58,9 @@ func (b *Bridge) Connect(ctx context.Context, id string, ns *os.File) (_ *Connec
 		return nil, err
 	}
 	c.Addresses = []netip.Addr{addr}
-	if u.self.ula.IsValid() {
+	if u.info.ula.IsValid() {
 		c.IPv6 = true
-		c.Addresses = append(c.Addresses, with4(u.self.ula, addr))
+		c.Addresses = append(c.Addresses, with4(u.info.ula, addr))
 	}
 	return c, c.configure(ns)
 }
@@ -89,50 +89,56 @@ func (c *Connection) plug(ns *os.File) (netip.Addr, error) {
 	if err != nil {
 		return netip.Addr{}, err
 	}
-	addr, err := pick(c.self.subnet, c.id, leases(links, c.self.index))
+	addr, err := pick(c.info.subnet, c.id, leases(links, c.info.index))
 	if err != nil {
 		return netip.Addr{}, err
 	}
+	return addr, c.makePort(h, name, addr, ns)
+}
+
+// makePort makes the pair of interfaces. The host's end is called name and leases
+// addr.
+func (c *Connection) makePort(h *netlink.Handle, name string, addr netip.Addr, ns *os.File) error {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.MasterIndex = name, c.self.mtu, c.self.index
+	attrs.Name, attrs.MTU, attrs.MasterIndex = name, c.info.mtu, c.info.index
 	port := &netlink.Veth{
 		LinkAttrs: attrs, PeerName: ifName, PeerHardwareAddr: hardwareAddr(addr),
 		PeerNamespace: netlink.NsFd(ns.Fd()),
 	}
 	if err := h.LinkAdd(port); err != nil {
-		return netip.Addr{}, explainLink("make a pair of interfaces", err)
+		return explainLink("make a pair of interfaces", err)
 	}
 	link, err := h.LinkByName(name)
 	if err != nil {
-		return netip.Addr{}, fmt.Errorf("find interface %s: %w", name, err)
+		return fmt.Errorf("find interface %s: %w", name, err)
 	}
-	// The lease. Killed before, the process has not used the address.
+	// This is the lease. A process that is killed before has not used the address.
 	if err := h.LinkSetAlias(link, leaseAlias(addr, c.id)); err != nil {
-		return netip.Addr{}, fmt.Errorf("name interface %s: %w", name, err)
+		return fmt.Errorf("name interface %s: %w", name, err)
 	}
-	if err := c.bridge.guard(h, c.self, name); unsupported(err) {
+	if err := c.bridge.guard(h, c.info, name); unsupported(err) {
 		c.Notes = append(c.Notes, fmt.Sprintf("containers can pretend to have each other's addresses: %v (the kernel needs CONFIG_NF_TABLES_NETDEV)", err))
 	} else if err != nil {
-		return netip.Addr{}, err
+		return err
 	}
-	// A port has no business with IPv6 of its own.
+	// The host's end is a port of the bridge and needs no IPv6 address.
 	if err := setSysctl("ipv6/conf/"+name+"/disable_ipv6", "1"); err != nil && !isNotExist(err) {
-		return netip.Addr{}, fmt.Errorf("switch off IPv6 on %s: %w", name, err)
+		return fmt.Errorf("switch off IPv6 on %s: %w", name, err)
 	}
-	// What a container sends to an address of the host's that leads back to it
-	// leaves through the port that it came in by.
+	// A container may reach itself by an address of the host that is forwarded to it:
+	// such packets leave by the port they came in by, which is off by default.
 	if err := h.LinkSetHairpin(link, true); err != nil {
-		return netip.Addr{}, fmt.Errorf("set hairpin mode on %s: %w", name, err)
+		return fmt.Errorf("set hairpin mode on %s: %w", name, err)
 	}
 	if c.bridge.cfg.NoPeers {
 		if err := h.LinkSetIsolated(link, true); err != nil {
-			return netip.Addr{}, fmt.Errorf("keep %s from the other containers: %w (Linux 4.18 or later is needed)", name, err)
+			return fmt.Errorf("keep %s from the other containers: %w (Linux 4.18 or later is needed)", name, err)
 		}
 	}
 	if err := h.LinkSetUp(link); err != nil {
-		return netip.Addr{}, fmt.Errorf("bring interface %s up: %w", name, err)
+		return fmt.Errorf("bring interface %s up: %w", name, err)
 	}
-	return addr, nil
+	return nil
 }
 
 // unplug removes the container's interface; its other end goes with it. Nothing
@@ -183,9 +189,9 @@ func (c *Connection) configure(ns *os.File) error {
 		return fmt.Errorf("find interface %s in the container: %w", ifName, err)
 	}
 	for i, a := range c.Addresses {
-		addr := &netlink.Addr{IPNet: toIPNet(netip.PrefixFrom(a, c.self.subnet.Bits()))}
+		addr := &netlink.Addr{IPNet: toIPNet(netip.PrefixFrom(a, c.info.subnet.Bits()))}
 		if i > 0 {
-			addr = &netlink.Addr{IPNet: toIPNet(netip.PrefixFrom(a, c.self.ula.Bits())), Flags: unix.IFA_F_NODAD}
+			addr = &netlink.Addr{IPNet: toIPNet(netip.PrefixFrom(a, c.info.ula.Bits())), Flags: unix.IFA_F_NODAD}
 		}
 		if err := h.AddrAdd(link, addr); err != nil {
 			return fmt.Errorf("give the container address %s: %w", a, err)
@@ -206,8 +212,8 @@ func (c *Connection) configure(ns *os.File) error {
 	return nil
 }
 
-// portName is the name of the host's end of a container's pair of interfaces.
-// Of the container's UUID it has the part that its host name has.
+// portName is the name of the host's end of a container's pair of interfaces: "cr"
+// and the last 12 characters of the UUID, which are the container's host name too.
 func portName(id string) string {
 	const n = 12
 	if len(id) >= n && strings.Trim(id[len(id)-n:], "abcdefghijklmnopqrstuvwxyz0123456789") == "" {

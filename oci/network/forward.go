@@ -3,7 +3,6 @@ package network
 import (
 	"fmt"
 	"slices"
-
 	"strings"
 
 	"github.com/google/nftables"
@@ -11,8 +10,9 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// enableForwarding switches on what the host needs to pass packets on, and says
-// what it has done. It stays on: others may have come to rely on it.
+// enableForwarding switches on what the host needs to forward packets, and returns
+// what it has changed, for the log. It is never switched off again: others may have
+// come to rely on it.
 func enableForwarding(h *netlink.Handle, up uplink) (notes []string) {
 	notes = append(notes, switchOn("ipv4/ip_forward")...)
 	if !up.ipv6 {
@@ -92,8 +92,8 @@ func (o Obstacle) String() string {
 	return fmt.Sprintf("the firewall chain %s %s: %s; run: %s", o.Chain, o.Why, o.Effect, o.Advice)
 }
 
-// way is where packets of containers pass through chains.
-type way struct {
+// packetPath is a hook of netfilter that packets of containers pass.
+type packetPath struct {
 	hook     *nftables.ChainHook
 	legacy   int    // the hook's number in the tables of the older iptables
 	iptables string // the chain's name there
@@ -101,18 +101,18 @@ type way struct {
 }
 
 var (
-	wayOut  = way{nftables.ChainHookForward, 2, "FORWARD", "containers may not reach the network"}
-	wayHere = way{nftables.ChainHookInput, 1, "INPUT", "containers may not reach this host"}
+	forwardPath = packetPath{nftables.ChainHookForward, 2, "FORWARD", "containers may not reach the network"}
+	inputPath   = packetPath{nftables.ChainHookInput, 1, "INPUT", "containers may not reach this host"}
 )
 
 // Obstacles looks for closed FORWARD chains that know nothing of the bridge.
-func Obstacles(bridge string) []Obstacle { return obstacles(wayOut, bridge, true) }
+func Obstacles(bridge string) []Obstacle { return obstacles(forwardPath, bridge, true) }
 
 // ObstaclesHere looks for closed INPUT chains, which keep containers from servers
 // on this host.
-func ObstaclesHere(bridge string) []Obstacle { return obstacles(wayHere, bridge, false) }
+func ObstaclesHere(bridge string) []Obstacle { return obstacles(inputPath, bridge, false) }
 
-func obstacles(w way, bridge string, ipv6 bool) (found []Obstacle) {
+func obstacles(p packetPath, bridge string, ipv6 bool) (found []Obstacle) {
 	conn, err := nftables.New()
 	if err != nil {
 		return nil
@@ -120,20 +120,20 @@ func obstacles(w way, bridge string, ipv6 bool) (found []Obstacle) {
 	chains, err := conn.ListChains()
 	if err == nil {
 		for _, c := range chains {
-			if o := obstacle(w, conn, c, bridge, ipv6); o != nil {
+			if o := obstacle(p, conn, c, bridge, ipv6); o != nil {
 				found = append(found, *o)
 			}
 		}
 	}
-	if o := legacyObstacle(w, bridge); o != nil {
+	if o := legacyObstacle(p, bridge); o != nil {
 		found = append(found, *o)
 	}
 	return found
 }
 
-// obstacle judges a chain.
-func obstacle(w way, conn *nftables.Conn, c *nftables.Chain, bridge string, ipv6 bool) *Obstacle {
-	if c.Type != nftables.ChainTypeFilter || c.Hooknum == nil || *c.Hooknum != *w.hook || c.Table.Name == tableName(bridge) {
+// obstacle returns what keeps packets from passing chain c, or nil.
+func obstacle(p packetPath, conn *nftables.Conn, c *nftables.Chain, bridge string, ipv6 bool) *Obstacle {
+	if c.Type != nftables.ChainTypeFilter || c.Hooknum == nil || *c.Hooknum != *p.hook || c.Table.Name == tableName(bridge) {
 		return nil
 	}
 	family, ok := map[nftables.TableFamily]string{nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6", nftables.TableFamilyINet: "inet"}[c.Table.Family]
@@ -144,7 +144,7 @@ func obstacle(w way, conn *nftables.Conn, c *nftables.Chain, bridge string, ipv6
 	if err != nil {
 		return nil
 	}
-	o := &Obstacle{Chain: family + " " + c.Table.Name + " " + c.Name, Effect: w.effect}
+	o := &Obstacle{Chain: family + " " + c.Table.Name + " " + c.Name, Effect: p.effect}
 	switch {
 	case len(rules) > 0 && refusesAll(rules[len(rules)-1]):
 		o.Why = "refuses what no earlier rule of it accepts"
@@ -153,30 +153,31 @@ func obstacle(w way, conn *nftables.Conn, c *nftables.Chain, bridge string, ipv6
 	default:
 		return nil
 	}
-	if knows(conn, c.Table, bridge) || slices.ContainsFunc(rules, acceptsAll) {
+	if namesInput(conn, c.Table, bridge) || slices.ContainsFunc(rules, acceptsAll) {
 		return nil
 	}
 	target := fmt.Sprintf("nft insert rule %s %s %s", family, c.Table.Name, c.Name)
 	o.Advice = fmt.Sprintf("%s iifname %q accept", target, bridge)
-	if w == wayOut {
+	if p == forwardPath {
 		o.Advice += fmt.Sprintf("; %s oifname %q ct state established,related accept", target, bridge)
 	}
-	if c.Name == w.iptables && c.Table.Name == "filter" {
-		o.Advice = iptablesAdvice(w, map[string]string{"ip": "iptables", "ip6": "ip6tables", "inet": "iptables"}[family], bridge)
+	if c.Name == p.iptables && c.Table.Name == "filter" {
+		o.Advice = iptablesAdvice(p, map[string]string{"ip": "iptables", "ip6": "ip6tables", "inet": "iptables"}[family], bridge)
 	}
-	if advice, ok := programs[c.Table.Name]; ok && family == "inet" {
+	if advice, ok := tableOwners[c.Table.Name]; ok && family == "inet" {
 		o.Advice = fmt.Sprintf(advice, bridge)
 	}
 	return o
 }
 
-// programs own tables in which nobody else's rules last; what they are told does.
-var programs = map[string]string{
+// tableOwners are programs that throw away whatever others put into their tables, by
+// the table's name, with the command that makes them put it there themselves.
+var tableOwners = map[string]string{
 	"firewalld": "firewall-cmd --permanent --zone=trusted --add-interface=%s && firewall-cmd --reload",
 }
 
-func iptablesAdvice(w way, program, bridge string) string {
-	if w == wayHere {
+func iptablesAdvice(p packetPath, program, bridge string) string {
+	if p == inputPath {
 		return fmt.Sprintf("%s -I INPUT -i %s -j ACCEPT", program, bridge)
 	}
 	return fmt.Sprintf("%s -I FORWARD -i %s -j ACCEPT; %s -I FORWARD -o %s -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", program, bridge, program, bridge)
@@ -216,9 +217,9 @@ func acceptsAll(r *nftables.Rule) bool {
 	return accepts
 }
 
-// knows tells whether any rule of a table compares the interface that packets
+// namesInput tells whether any rule of a table compares the interface that packets
 // come in by with the bridge, or with a beginning of its name.
-func knows(conn *nftables.Conn, table *nftables.Table, bridge string) bool {
+func namesInput(conn *nftables.Conn, table *nftables.Table, bridge string) bool {
 	chains, err := conn.ListChainsOfTableFamily(table.Family)
 	if err != nil {
 		return false

@@ -62,7 +62,7 @@ func TestAdviceHelps(t *testing.T) {
 			conn, err := b.Connect(t.Context(), uuid, ns)
 			must(t, err)
 			defer func() { must(t, conn.Close(context.Background())) }()
-			found := obstacles(wayOut, DefaultBridge, false)
+			found := obstacles(forwardPath, DefaultBridge, false)
 			if len(found) != 1 {
 				t.Fatalf("obstacles %v", found)
 			}
@@ -70,7 +70,7 @@ func TestAdviceHelps(t *testing.T) {
 			if got, err := ask(ns, farServer, w.tcp); err != nil || got != hostAddr.String() {
 				t.Errorf("after %s: %q %v", found[0].Advice, got, err)
 			}
-			if again := obstacles(wayOut, DefaultBridge, false); len(again) != 0 {
+			if again := obstacles(forwardPath, DefaultBridge, false); len(again) != 0 {
 				t.Errorf("said again: %v", again)
 			}
 		})
@@ -115,7 +115,9 @@ func TestTryLeavesNothing(t *testing.T) {
 // FuzzLegacy reads what a kernel might say about its older rules.
 func FuzzLegacy(f *testing.F) {
 	f.Add(make([]byte, ipInfoSize), make([]byte, 400))
-	f.Fuzz(func(t *testing.T, info, entries []byte) { judgeLegacy(info, entries, wayOut.legacy, DefaultBridge) })
+	f.Fuzz(func(t *testing.T, info, entries []byte) {
+		judgeLegacy(info, entries, forwardPath.legacy, DefaultBridge)
+	})
 }
 
 // A host that gets its default route from router advertisements ignores them as

@@ -29,7 +29,7 @@ import (
 
 // guard gives each port of the bridge its chain, unless it has one (fresh has none of
 // its own), and removes those of ports that are gone. The caller holds the lock.
-func (b *Bridge) guard(h *netlink.Handle, p *present, fresh string) error {
+func (b *Bridge) guard(h *netlink.Handle, p *bridgeInfo, fresh string) error {
 	links, err := listLinks(h)
 	if err != nil {
 		return err

@@ -21,9 +21,8 @@ const (
 	entryHeader = 112 // struct ipt_entry: struct ipt_ip of 84 bytes, nfcache, offsets, comefrom, counters
 )
 
-// legacyObstacle judges the chain of the older iptables' filter table, if there
-// is one.
-func legacyObstacle(w way, bridge string) *Obstacle {
+// legacyObstacle is obstacle for the older iptables' filter table, if there is one.
+func legacyObstacle(p packetPath, bridge string) *Obstacle {
 	// The file lists the tables that are there already; asking for another would
 	// make it.
 	names, err := os.ReadFile("/proc/net/ip_tables_names")
@@ -34,11 +33,11 @@ func legacyObstacle(w way, bridge string) *Obstacle {
 	if err != nil {
 		return nil
 	}
-	closed, known := judgeLegacy(info, entries, w.legacy, bridge)
+	closed, known := judgeLegacy(info, entries, p.legacy, bridge)
 	if !closed || known {
 		return nil
 	}
-	return &Obstacle{Chain: w.iptables + " of iptables-legacy", Why: "drops by default", Effect: w.effect, Advice: iptablesAdvice(w, "iptables-legacy", bridge)}
+	return &Obstacle{Chain: p.iptables + " of iptables-legacy", Why: "drops by default", Effect: p.effect, Advice: iptablesAdvice(p, "iptables-legacy", bridge)}
 }
 
 // legacyTable reads a table as the kernel has it.

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -19,8 +18,8 @@ func handle() (*netlink.Handle, error) {
 	return h, nil
 }
 
-// dump asks for a list, which a change meanwhile may make incomplete: it is
-// then asked for again, unless changes never end.
+// dump asks for a list until the kernel gives all of it: a change meanwhile may make
+// it incomplete (NLM_F_DUMP_INTR). It gives up when changes never end.
 func dump[T any](list func() ([]T, error)) (all []T, err error) {
 	const most = 100
 	for range most {
@@ -58,21 +57,15 @@ func listRoutes(h *netlink.Handle, family int, match *netlink.Route, mask uint64
 	return routes, nil
 }
 
+// isNotFound tells whether err says that there is no such interface.
 func isNotFound(err error) bool {
 	var missing netlink.LinkNotFoundError
 	return errors.As(err, &missing) || errors.Is(err, unix.ENODEV)
 }
 
+// isNotExist tells whether err says that there is no such file: of a sysctl, that the
+// kernel lacks IPv6, or the module.
 func isNotExist(err error) bool { return errors.Is(err, fs.ErrNotExist) }
-
-func ignoreNotExist(err error) error {
-	if isNotExist(err) {
-		return nil
-	}
-	return err
-}
-
-func lstat(path string) (fs.FileInfo, error) { return os.Lstat(path) }
 
 // explainLink says what the kernel's refusal to make an interface means.
 func explainLink(what string, err error) error {

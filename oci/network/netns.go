@@ -24,9 +24,9 @@ func inside(ns *os.File, fn func() error) error {
 	return <-done
 }
 
-// notOurs refuses the network namespace of this process: what is done to a
-// container's would cut the host off.
-func notOurs(ns *os.File) error {
+// refuseOwnNetns fails if ns is the network namespace of this process: what is done
+// to a container's would cut the host off.
+func refuseOwnNetns(ns *os.File) error {
 	theirs, err := ns.Stat()
 	if err != nil {
 		return fmt.Errorf("examine the container's network namespace: %w", err)

@@ -21,7 +21,7 @@ const ctStatusDNAT = 1 << 5
 
 // ensureRules makes the table complete, in one transaction, unless it is: "nft
 // flush ruleset", which reloads a host's firewall, takes it away.
-func (b *Bridge) ensureRules(p *present) error {
+func (b *Bridge) ensureRules(p *bridgeInfo) error {
 	conn, err := nftables.New()
 	if err != nil {
 		return explainRules(err)
