@@ -36,8 +36,8 @@ type Cgroup struct {
 	// directory in that controller's hierarchy, as an absolute path; the key
 	// "" is the v2 hierarchy. Controllers mounted together share a directory.
 	Dirs map[string]string `json:"dirs"`
-	// Made lists the directories, parents before children, that did not exist
-	// before the group, or were made for another group.
+	// Made lists the directories, parents before children, that Delete may remove:
+	// those that did not exist before the group, or were made for another group.
 	Made []string `json:"made"`
 }
 
@@ -51,8 +51,8 @@ func New(dirs map[string]string) (*Cgroup, error) {
 			return nil, fmt.Errorf("cgroup directory %q is not a clean absolute path", dir)
 		}
 		for d := range parents(dir) {
-			// One that another group's owner made may be gone, and made again,
-			// before this group is.
+			// A parent that was made for another container may be removed with it,
+			// and made again for this one: it is listed although it exists.
 			if _, err := os.Lstat(d); !errors.Is(err, fs.ErrNotExist) && !isMadeByUs(d) {
 				break
 			}
@@ -65,10 +65,9 @@ func New(dirs map[string]string) (*Cgroup, error) {
 	return c, nil
 }
 
-// Create makes the group's directories. Doing so before the runtime moves the
-// first process in matters with concurrent containers: another one that ends
-// may remove the then empty common parent at any moment, and only here this is
-// met by trying again.
+// Create makes the group's directories. The runtime would make them, too, but fails
+// if another container that ends removes their common parent, now empty, at the
+// same moment. Create tries again.
 func (c *Cgroup) Create() error {
 	for _, dir := range c.unique() {
 		if err := makeGroup(dir); err != nil {
@@ -91,7 +90,7 @@ func makeGroup(dir string) error {
 		err = unix.Mkdir(dir, 0o755)
 		switch {
 		case err == nil:
-			// A kernel that cannot keep it: Made still names the directory.
+			// Some kernels do not take it; Made names the directory all the same.
 			_ = unix.Lsetxattr(dir, madeByUs, []byte("1"), 0)
 			return nil
 		case errors.Is(err, unix.EEXIST):
@@ -163,9 +162,10 @@ func readProcs(file string) ([]int, error) {
 	return pids, nil
 }
 
-// OOMKills returns how many processes of the group and of groups below it the
-// kernel killed because the group was out of memory. It must be read before
-// Delete. ErrNotSupported without a memory controller.
+// OOMKills returns how many processes of the group the kernel killed because the
+// group was out of memory; on v2 also those of groups below it, of which v1 counts
+// each for itself. It must be read before Delete. The error is ErrNotSupported
+// without a memory controller.
 func (c *Cgroup) OOMKills() (uint64, error) {
 	file := ""
 	if dir, ok := c.Dirs["memory"]; ok {
@@ -189,10 +189,10 @@ func (c *Cgroup) OOMKills() (uint64, error) {
 	return n, nil
 }
 
-// Delete removes the group, groups below it, and every parent that was made for
-// it or for another group by this package and is now empty. It waits until ctx ends for the kernel to let go of processes
-// that have just died; it does not kill any (see Kill). A group that is gone
-// already is no error.
+// Delete removes the group, the groups below it, and every parent that is now empty
+// and was made by this package, for this group or another. It kills no process (see
+// Kill), but waits, until ctx ends, for the kernel to let go of those that have just
+// died. A group that is gone already is no error.
 func (c *Cgroup) Delete(ctx context.Context) error {
 	var errs []error
 	for _, dir := range c.unique() {
@@ -207,9 +207,8 @@ func (c *Cgroup) Delete(ctx context.Context) error {
 			}
 			err := unix.Rmdir(d)
 			if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.ENOTEMPTY) {
-				// In use by another container, which must know that it is to
-				// remove it: whoever made it may have been killed before it
-				// said so.
+				// In use by another container, whose owner must find the mark.
+				// Whoever made it may have been killed before it was set.
 				_ = unix.Lsetxattr(d, madeByUs, []byte("1"), 0)
 				break
 			}

@@ -11,18 +11,18 @@ import (
 	"strings"
 )
 
-// KeepCPUs keeps the group, after Create and before a process is in it, to the CPUs
-// and memory nodes that this process may use: below a parent that is somebody
-// else's, a batch system's job would otherwise get out of its cpuset. A group below
-// this process's own is kept to them by the kernel.
-func (c *Cgroup) KeepCPUs() error {
+// InheritCPUs restricts the group to the CPUs and memory nodes that this process may
+// use. It is for a group that is not below this process's own, where the kernel sees
+// to it: the job of a batch system would otherwise get out of its cpuset. It must be
+// called after Create and before a process is in the group.
+func (c *Cgroup) InheritCPUs() error {
 	status, err := os.ReadFile("/proc/thread-self/status")
 	if err != nil {
-		return fmt.Errorf("keep to this process's CPUs: %w", err)
+		return fmt.Errorf("restrict to this process's CPUs: %w", err)
 	}
-	keep, dir := keepTo, c.Dirs["cpuset"]
+	restrict, dir := restrictV1, c.Dirs["cpuset"]
 	if dir == "" { // v2, if it has the controller
-		keep, dir = keepUnifiedTo, c.Dirs[""]
+		restrict, dir = restrictV2, c.Dirs[""]
 	}
 	if dir == "" {
 		return nil
@@ -34,17 +34,17 @@ func (c *Cgroup) KeepCPUs() error {
 				own = strings.TrimSpace(v)
 			}
 		}
-		if err := keep(dir, file, own); err != nil {
-			return fmt.Errorf("keep to this process's CPUs: %w", err)
+		if err := restrict(dir, file, own); err != nil {
+			return fmt.Errorf("restrict to this process's CPUs: %w", err)
 		}
 	}
 	return nil
 }
 
-// keepUnifiedTo is keepTo for v2, where a group without a list of its own has its
-// parent's, and has the files only if its parents pass the controller on. It does
-// nothing where the group could not use more anyway.
-func keepUnifiedTo(dir, file, own string) error {
+// restrictV2 is restrictV1 for cgroup v2. There a group without a list of its own has
+// its parent's, and has the files only if all groups above it enable the controller
+// in cgroup.subtree_control. Nothing is changed if the parent has no more than own.
+func restrictV2(dir, file, own string) error {
 	above := filepath.Dir(dir)
 	text, err := os.ReadFile(filepath.Join(above, file+".effective"))
 	for errors.Is(err, fs.ErrNotExist) && above != filepath.Dir(above) {
@@ -72,11 +72,11 @@ func keepUnifiedTo(dir, file, own string) error {
 	if err := passCPUSetOn(above, filepath.Dir(dir)); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, file), []byte(showList(both)), 0)
+	return os.WriteFile(filepath.Join(dir, file), []byte(formatList(both)), 0)
 }
 
-// passCPUSetOn makes the v2 groups from one that has the controller down to another
-// give it to their children.
+// passCPUSetOn enables the cpuset controller for the children of the v2 group from,
+// which has it, and of all groups on the way down to the group to.
 func passCPUSetOn(from, to string) error {
 	if to != from {
 		if err := passCPUSetOn(from, filepath.Dir(to)); err != nil {
@@ -86,9 +86,10 @@ func passCPUSetOn(from, to string) error {
 	return os.WriteFile(filepath.Join(to, "cgroup.subtree_control"), []byte("+cpuset"), 0)
 }
 
-// keepTo sets file of the group dir to what both its parent and own have. Groups
-// on the way that have nothing yet, as new ones have, get what their parents have.
-func keepTo(dir, file, own string) error {
+// restrictV1 sets file (cpuset.cpus or cpuset.mems) of the group dir to what is both
+// in its parent's and in own. On v1 a new group's file is empty; groups above dir
+// with an empty one get their parent's.
+func restrictV1(dir, file, own string) error {
 	parent, err := inheritedList(filepath.Dir(dir), file)
 	if err != nil {
 		return err
@@ -101,11 +102,11 @@ func keepTo(dir, file, own string) error {
 	if len(both) == 0 {
 		both = parent
 	}
-	return os.WriteFile(filepath.Join(dir, file), []byte(showList(both)), 0)
+	return os.WriteFile(filepath.Join(dir, file), []byte(formatList(both)), 0)
 }
 
-// inheritedList is what dir has in file, or gets from the groups above. It ends
-// above the root of the hierarchy, where there is no such file.
+// inheritedList returns the list that dir has in file. An empty file is filled first,
+// from the groups above: the root of the hierarchy always has a list.
 func inheritedList(dir, file string) ([]int, error) {
 	text, err := os.ReadFile(filepath.Join(dir, file))
 	if err != nil {
@@ -118,12 +119,12 @@ func inheritedList(dir, file string) ([]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	return list, os.WriteFile(filepath.Join(dir, file), []byte(showList(list)), 0)
+	return list, os.WriteFile(filepath.Join(dir, file), []byte(formatList(list)), 0)
 }
 
-// parseList reads a list of numbers as cpuset(7) writes it: "0-3,8".
+// parseList parses a list of numbers in the format of cpuset(7): "0-3,8".
 func parseList(text string) (list []int, err error) {
-	const most = 1 << 16
+	const most = 1 << 16 // numbers; more is nonsense, and must not take memory
 	for part := range strings.SplitSeq(strings.TrimSpace(text), ",") {
 		if part == "" {
 			continue
@@ -134,7 +135,7 @@ func parseList(text string) (list []int, err error) {
 		}
 		a, err1 := strconv.Atoi(from)
 		b, err2 := strconv.Atoi(to)
-		if err1 != nil || err2 != nil || a < 0 || b < a || b > most {
+		if err1 != nil || err2 != nil || a < 0 || b < a || b-a >= most-len(list) {
 			return nil, fmt.Errorf("%q is not a list of numbers", text)
 		}
 		for n := a; n <= b; n++ {
@@ -144,7 +145,8 @@ func parseList(text string) (list []int, err error) {
 	return list, nil
 }
 
-func showList(list []int) string {
+// formatList is the inverse of parseList.
+func formatList(list []int) string {
 	words := make([]string, len(list))
 	for i, n := range list {
 		words[i] = strconv.Itoa(n)

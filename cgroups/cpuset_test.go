@@ -11,12 +11,12 @@ func TestParseList(t *testing.T) {
 			t.Errorf("%q: %v, %v", text, got, err)
 		}
 	}
-	for _, text := range []string{"x", "1-", "2-1", "-1", "0-999999999"} {
+	for _, text := range []string{"x", "1-", "2-1", "-1", "0-999999999", "0-65535,0-65535"} {
 		if got, err := parseList(text); err == nil {
 			t.Errorf("%q: %v", text, got)
 		}
 	}
-	if got := showList([]int{0, 2}); got != "0,2" {
+	if got := formatList([]int{0, 2}); got != "0,2" {
 		t.Error(got)
 	}
 }

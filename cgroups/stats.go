@@ -138,8 +138,8 @@ func (s *Source) cpuCount() float64 {
 		}
 	}
 	if text, ok := s.read(fileCPUSet); ok {
-		if n, ok := parseCPUList(strings.TrimSpace(text)); ok {
-			return float64(n)
+		if list, err := parseList(text); err == nil && len(list) > 0 {
+			return float64(len(list))
 		}
 	}
 	b, err := fs.ReadFile(s.fsys, "proc/cpuinfo")
@@ -153,28 +153,6 @@ func (s *Source) cpuCount() float64 {
 		}
 	}
 	return float64(n)
-}
-
-// parseCPUList counts the CPUs in a list such as "0,4-7" (cpuset(7)).
-func parseCPUList(list string) (n int, ok bool) {
-	const most = 1 << 16 // CPUs; more is nonsense, and must not overflow
-	for part := range strings.SplitSeq(list, ",") {
-		first, last, isRange := strings.Cut(part, "-")
-		lo, err := strconv.ParseUint(first, 10, 16)
-		if err != nil {
-			return 0, false
-		}
-		hi := lo
-		if isRange {
-			if hi, err = strconv.ParseUint(last, 10, 16); err != nil || hi < lo {
-				return 0, false
-			}
-		}
-		if n += int(hi - lo + 1); n > most {
-			return 0, false
-		}
-	}
-	return n, true
 }
 
 // IO reads the traffic per block device, in the kernel's order. Devices for

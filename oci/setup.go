@@ -52,7 +52,7 @@ func (c *Container) prepare(stateDir, bundle string, spec *specs.Spec) error {
 	if err := c.cgroup.Create(); err != nil {
 		return err
 	}
-	if err := c.cgroup.KeepCPUs(); err != nil {
+	if err := c.cgroup.InheritCPUs(); err != nil {
 		c.warnings = append(c.warnings, fmt.Sprintf("the container may use CPUs that this process may not: %v", err))
 	}
 	return nil
