@@ -126,7 +126,7 @@ func list(offers []candidate) string {
 
 // image turns the chosen candidate into what the caller gets.
 func (x *index) image(c candidate) (*Image, error) {
-	cfg, err := parseConfig(c.config)
+	cfg, err := ParseConfig(c.config)
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", c.id, err)
 	}

@@ -209,18 +209,10 @@ func spool(ctx context.Context, r io.ReaderAt, size int64, c compression, o Opti
 			_ = f.Close() // nothing in it is wanted
 		}
 	}()
-	limit, full := o.MaxScratch, error(nil)
-	if limit == 0 {
-		if limit, err = free(o.Scratch); err != nil {
-			return nil, 0, err
-		}
-		limit = max(0, limit-reserve)
-		full = unix.ENOSPC
-	} else {
-		full = fmt.Errorf("%w: larger than the limit of %d bytes", ErrUnsupported, limit)
+	limit, full, err := scratchLimit(o)
+	if err != nil {
+		return nil, 0, err
 	}
-	full = fmt.Errorf("decompress the image tarball into %s (%d bytes allowed there): %w", o.Scratch, limit, full)
-
 	var done int64
 	src := &readAtReader{SectionReader: io.NewSectionReader(r, 0, size)}
 	src.progress = func(n int) {
@@ -255,6 +247,21 @@ func spool(ctx context.Context, r io.ReaderAt, size int64, c compression, o Opti
 	}
 }
 
+// scratchLimit gives the bytes that the copy may have, and the error for one that
+// would be larger.
+func scratchLimit(o Options) (limit int64, full, err error) {
+	if limit = o.MaxScratch; limit != 0 {
+		full = fmt.Errorf("%w: larger than the limit of %d bytes", ErrUnsupported, limit)
+	} else {
+		if limit, err = free(o.Scratch); err != nil {
+			return 0, nil, err
+		}
+		limit = max(0, limit-reserve)
+		full = unix.ENOSPC
+	}
+	return limit, fmt.Errorf("decompress the image tarball into %s (%d bytes allowed there): %w", o.Scratch, limit, full), nil
+}
+
 // fillBuffer is io.ReadFull that leaves the reader's error as it is: io.EOF at
 // the end also after a part, and io.ErrUnexpectedEOF only from the reader.
 func fillBuffer(r io.Reader, p []byte) (n int, err error) {
@@ -284,6 +291,7 @@ func unlinkedFile(dir string) (*os.File, error) {
 	return f, nil
 }
 
+// free gives the bytes that the file system of dir has left.
 func free(dir string) (int64, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {

@@ -40,7 +40,9 @@ type configDocument struct {
 	} `json:"rootfs"`
 }
 
-func parseConfig(raw []byte) (ocispec.Image, error) {
+// ParseConfig parses a configuration document, such as an Image's RawConfig. Errors
+// are ErrCorrupt, or ErrUnsupported for an image that is not for Linux.
+func ParseConfig(raw []byte) (ocispec.Image, error) {
 	var d configDocument
 	if err := json.Unmarshal(raw, &d); err != nil {
 		return ocispec.Image{}, fmt.Errorf("%w: configuration: %w", ErrCorrupt, err)
@@ -69,7 +71,3 @@ func parseConfig(raw []byte) (ocispec.Image, error) {
 	}
 	return img, nil
 }
-
-// ParseConfig parses a configuration document as Open does. It is for those who
-// have kept an Image's RawConfig.
-func ParseConfig(raw []byte) (ocispec.Image, error) { return parseConfig(raw) }
