@@ -83,6 +83,11 @@ func (x *extractor) entry(h *tar.Header) error {
 	if err != nil {
 		return err
 	}
+	return x.namedEntry(h, d, base)
+}
+
+// namedEntry makes an entry called base in d.
+func (x *extractor) namedEntry(h *tar.Header, d *dirNode, base string) error {
 	switch h.Typeflag {
 	case tar.TypeDir:
 		return x.dirEntry(h, d, base)

@@ -3,6 +3,7 @@ package layer
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -33,12 +34,7 @@ func (x *extractor) finish() error {
 		for _, c := range d.children {
 			stack = append(stack, c)
 		}
-		slices.SortFunc(stack[first:], func(a, b *dirNode) int {
-			if a.name > b.name {
-				return -1
-			}
-			return 1
-		})
+		slices.SortFunc(stack[first:], func(a, b *dirNode) int { return strings.Compare(b.name, a.name) })
 	}
 	return nil
 }
@@ -77,5 +73,5 @@ func (x *extractor) finishDir(d *dirNode) error {
 			return fmt.Errorf("mark as opaque: %w", err)
 		}
 	}
-	return x.applyDir(fd, d.meta)
+	return x.apply(fd, anyMode, d.meta)
 }

@@ -107,9 +107,9 @@ type Options struct {
 	// MaxEntries bounds the files, directories (also implicit ones), links,
 	// devices and whiteouts made. 0 means DefaultMaxEntries.
 	MaxEntries int64
-	// MaxBytes bounds the bytes written as file content and extended attributes. 0 means no bound but
-	// the file system's. Exceeding it is a SizeError, and only what the stream
-	// really holds exceeds it: a header may claim anything.
+	// MaxBytes bounds the bytes written as file content and extended attributes. 0
+	// means no bound but the file system's. Exceeding it is a SizeError, and only
+	// what the stream really holds exceeds it: a header may claim anything.
 	MaxBytes int64
 	// MaxSparse bounds the sum of the logical sizes of sparse files, in bytes.
 	// 0 means DefaultMaxSparse.

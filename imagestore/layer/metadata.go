@@ -99,10 +99,13 @@ func (m *metadata) times() [2]unix.Timespec {
 	return [2]unix.Timespec{ts, ts}
 }
 
-// applyFile sets m on the file fd, which this process has just created with the
-// given mode. The order matters: a change of owner clears set-user-ID bits and
-// file capabilities.
-func (x *extractor) applyFile(fd int, mode uint32, m metadata) error {
+// anyMode is the mode of a file of which none is known: metadata never has it.
+const anyMode = ^uint32(0)
+
+// apply sets m on the file or directory fd, which this process has made and which
+// has the given mode, or anyMode. The order matters: a change of owner clears
+// set-user-ID bits and file capabilities.
+func (x *extractor) apply(fd int, mode uint32, m metadata) error {
 	if m.uid != 0 || m.gid != 0 {
 		if err := unix.Fchown(fd, m.uid, m.gid); err != nil {
 			return fmt.Errorf("set owner: %w", err)
@@ -131,25 +134,7 @@ func setTimes(fd int, ts [2]unix.Timespec) error {
 	return nil
 }
 
-// applyDir is applyFile for a directory, which was made with mode 0700.
-func (x *extractor) applyDir(fd int, m metadata) error {
-	if m.uid != 0 || m.gid != 0 {
-		if err := unix.Fchown(fd, m.uid, m.gid); err != nil {
-			return fmt.Errorf("set owner: %w", err)
-		}
-	}
-	if err := unix.Fchmod(fd, m.mode); err != nil {
-		return fmt.Errorf("set mode: %w", err)
-	}
-	for _, a := range m.xattrs {
-		if err := x.xattrResult(fd, a, unix.Fsetxattr(fd, a.name, []byte(a.value), 0)); err != nil {
-			return err
-		}
-	}
-	return setTimes(fd, m.times())
-}
-
-// applyAt is applyFile for what cannot be opened: links and special files.
+// applyAt is apply for what cannot be opened: links and special files.
 func (x *extractor) applyAt(dirfd int, base string, m metadata, isLink bool) error {
 	if m.uid != 0 || m.gid != 0 {
 		if err := unix.Fchownat(dirfd, base, m.uid, m.gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {

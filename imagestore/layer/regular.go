@@ -40,7 +40,7 @@ func (x *extractor) regular(h *tar.Header, d *dirNode, base string) error {
 	if err != nil {
 		return err
 	}
-	return x.applyFile(fd, mode, m)
+	return x.apply(fd, mode, m)
 }
 
 // isSparse recognises GNU tar's old format and its three PAX formats. The
