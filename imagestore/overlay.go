@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -121,7 +122,7 @@ func (o overlay) mountNew(dir string) error {
 		return &os.SyscallError{Syscall: "fsopen", Err: err}
 	}
 	defer unix.Close(fs)
-	if takesAnything(fs) {
+	if takesAnyOption(fs) {
 		return errOldKernel
 	}
 	var held descriptors
@@ -169,10 +170,10 @@ func (o overlay) mountNew(dir string) error {
 	return nil
 }
 
-// takesAnything tells whether the options of this mount context are only looked
-// at when the mount is made, as the overlay's were before Linux 6.5. Such a
-// kernel does not know lowerdir+ and says no more than "invalid argument".
-func takesAnything(fs int) bool {
+// takesAnyOption tells whether the kernel looks at options only when the mount is
+// made, as the overlay did before Linux 6.5. Such a kernel does not know lowerdir+
+// and says no more than "invalid argument".
+func takesAnyOption(fs int) bool {
 	err := unix.FsconfigSetFlag(fs, "no_overlay_has_this_option")
 	messages(fs) // of that
 	return err == nil
@@ -230,37 +231,21 @@ func (d *descriptors) short(path string) (string, error) {
 	return "/proc/self/fd/" + strconv.Itoa(fd), nil
 }
 
-// mountOld uses mount(2), whose options must fit one page: the names of the
-// layers are descriptors, relative to /proc/self/fd. The working directory is
-// that of a thread of its own, which ends with the call.
+// mountOld uses mount(2), whose options must fit into one page. The layers are
+// therefore named by descriptors, relative to /proc/thread-self/fd.
 func (o overlay) mountOld(dir string) error {
 	var held descriptors
 	defer held.close()
-	name := func(path string) (string, error) {
+	var names []string
+	for _, path := range append(slices.Clone(o.lower), o.upper, o.work, dir) {
 		fd, err := held.open(path)
-		return strconv.Itoa(fd), err
-	}
-	var lower []string
-	for _, l := range o.lower {
-		n, err := name(l)
 		if err != nil {
 			return err
 		}
-		lower = append(lower, n)
+		names = append(names, strconv.Itoa(fd))
 	}
-	upper, err := name(o.upper)
-	if err != nil {
-		return err
-	}
-	work, err := name(o.work)
-	if err != nil {
-		return err
-	}
-	target, err := name(dir)
-	if err != nil {
-		return err
-	}
-	options := "lowerdir=" + strings.Join(lower, ":") + ",upperdir=" + upper + ",workdir=" + work
+	lower, rest := names[:len(o.lower)], names[len(o.lower):]
+	options := "lowerdir=" + strings.Join(lower, ":") + ",upperdir=" + rest[0] + ",workdir=" + rest[1]
 	for _, kv := range o.options {
 		if strings.Contains(kv[1], ",") { // a label
 			kv[1] = `"` + kv[1] + `"`
@@ -270,9 +255,17 @@ func (o overlay) mountOld(dir string) error {
 	if len(options)+len(",volatile") >= os.Getpagesize() {
 		return fmt.Errorf("%d layers are more than this kernel can mount: %w", len(lower), unix.E2BIG)
 	}
+	return mountByDescriptors(rest[2], options)
+}
+
+// mountByDescriptors mounts an overlay on target. Like the directories in options,
+// target is the number of an open descriptor.
+func mountByDescriptors(target, options string) error {
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		// Never unlocked: the thread, which has a working directory of its own, ends
+		// with the goroutine.
+		runtime.LockOSThread()
 		done <- func() error {
 			if err := unix.Unshare(unix.CLONE_FS); err != nil {
 				return &os.SyscallError{Syscall: "unshare", Err: err}
