@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -90,75 +91,83 @@ func coverID(lower []string) string {
 // coverDir is a directory of the cover, and the one whose metadata it carries.
 type coverDir struct{ path, like string }
 
-// coverDirs decides which directories need covering, parents first.
+// coverDirs decides which directories need covering, parents first. lower is the
+// stack, the topmost first; all are the facts about it, the lowest first.
 func (s *Store) coverDirs(ctx context.Context, lower []string, all []facts) ([]coverDir, error) {
 	n := len(lower)
-	levels := make([]*level, n) // the topmost first, as lower
-	for i := range levels {
+	p := coverPlan{levels: make([]*level, n), like: make(map[string]string)}
+	for i := range p.levels {
 		f := all[n-1-i]
-		levels[i] = &level{
+		p.levels[i] = &level{
 			fs:        filepath.Join(s.layerPath(lower[i]), "fs"),
 			implicit:  pathSet(f.Implicit),
 			whiteouts: pathSet(f.Whiteouts),
 			seen:      make(map[string]kind),
 		}
 	}
-	like := make(map[string]string)
-	look := func(p string, always bool) error {
-		if _, ok := like[p]; ok {
-			return nil
-		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		v, err := viewOf(levels, p)
-		if err != nil || len(v) == 0 {
-			return err
-		}
-		source := v[0]
-		for _, l := range v {
-			if !l.implicit[p] {
-				source = l
-				break
-			}
-		}
-		bare := len(v) == 1 && v[0].whiteouts[p]
-		if always || bare || source != v[0] {
-			like[p] = filepath.Join(source.fs, p)
-		}
-		return nil
-	}
-	for _, l := range levels {
-		for _, set := range []map[string]bool{l.implicit, l.whiteouts} {
-			for p := range set {
-				if err := look(p, false); err != nil {
-					return nil, fmt.Errorf("image store: %w", err)
-				}
-			}
-		}
-	}
-	// The cover needs the parents as well, and what they carry will be seen.
-	for _, p := range mapKeys(like) {
-		for up := path.Dir(p); up != "."; up = path.Dir(up) {
-			if err := look(up, true); err != nil {
-				return nil, fmt.Errorf("image store: %w", err)
-			}
-		}
+	if err := p.make(ctx); err != nil {
+		return nil, fmt.Errorf("image store: %w", err)
 	}
 	var out []coverDir
-	for p, l := range like {
-		out = append(out, coverDir{p, l})
+	for path, like := range p.like {
+		out = append(out, coverDir{path, like})
 	}
 	slices.SortFunc(out, func(a, b coverDir) int { return cmp.Compare(a.path, b.path) })
 	return out, nil
 }
 
-func mapKeys(m map[string]string) []string {
-	out := make([]string, 0, len(m))
-	for k := range m {
-		out = append(out, k)
+// coverPlan is a cover that is being worked out.
+type coverPlan struct {
+	levels []*level          // the topmost first
+	like   map[string]string // by path, the directory whose metadata it carries
+}
+
+// make looks at every directory that may need covering.
+func (p *coverPlan) make(ctx context.Context) error {
+	for _, l := range p.levels {
+		for _, paths := range []map[string]bool{l.implicit, l.whiteouts} {
+			for path := range paths {
+				if err := p.add(ctx, path, false); err != nil {
+					return err
+				}
+			}
+		}
 	}
-	return out
+	// The cover needs the parents as well, and what they carry will be seen.
+	for _, covered := range slices.Collect(maps.Keys(p.like)) {
+		for up := path.Dir(covered); up != "."; up = path.Dir(up) {
+			if err := p.add(ctx, up, true); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// add adds the directory path if it needs covering, or always.
+func (p *coverPlan) add(ctx context.Context, path string, always bool) error {
+	if _, ok := p.like[path]; ok {
+		return nil
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	merged, err := viewOf(p.levels, path)
+	if err != nil || len(merged) == 0 {
+		return err
+	}
+	source := merged[0]
+	for _, l := range merged {
+		if !l.implicit[path] {
+			source = l
+			break
+		}
+	}
+	bare := len(merged) == 1 && merged[0].whiteouts[path]
+	if always || bare || source != merged[0] {
+		p.like[path] = filepath.Join(source.fs, path)
+	}
+	return nil
 }
 
 func pathSet(paths [][]byte) map[string]bool {
