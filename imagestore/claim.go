@@ -128,9 +128,8 @@ func (c *claim) publish(path string) (*os.File, error) {
 	if err := os.Rename(c.path, path); err != nil {
 		return nil, errors.Join(err, c.abandon())
 	}
-	// From here on c.path is somebody else's. The kernel drops the old lock
-	// before it takes the new one, so the directory may have been removed in
-	// between.
+	// From here on the next claim may use c.path. The kernel drops the old lock before
+	// it takes the new one (flock(2)): the layer may have been removed in between.
 	err := unix.Flock(int(c.dir.Fd()), unix.LOCK_SH|unix.LOCK_NB)
 	if err == nil {
 		var same bool

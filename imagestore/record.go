@@ -156,8 +156,8 @@ var errStale = errors.New("layer may not have survived the last reboot")
 // use takes a layer into use. It fails with os.ErrNotExist where there is none,
 // with errStale where there is one that is not to be believed, or no directory.
 func (s *Store) use(id string) (*use, error) {
-	// Who holds an exclusive lock here renames the directory at once, or was
-	// only looking whether anybody uses it.
+	// This does not wait for long: a holder of an exclusive lock renames the directory
+	// at once, or only looks whether anybody uses it.
 	dir, err := lockDir(s.layerPath(id), unix.LOCK_SH)
 	if errors.Is(err, unix.ENOTDIR) {
 		return nil, errStale

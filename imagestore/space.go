@@ -101,10 +101,9 @@ func (s *Store) affordable(uses []*use) error {
 }
 
 // bounds gives the limits of one layer: what the options say, and not more bytes
-// than fit. why, if not nil, is what a layer.SizeError would be
-// for. Inodes that the file system lacks are not counted beforehand: entries
-// that replace one another take only one, and the kernel says when there are
-// none left.
+// than fit. why, if not nil, is the error that a layer.SizeError stands for. The
+// file system's free inodes are no bound: entries that replace one another take only
+// one, and the kernel says when there are none left.
 func (s *Store) bounds() (o layer.Options, why, err error) {
 	o = s.o.Layer
 	if n := s.o.MaxImage.Inodes; n > 0 {

@@ -14,11 +14,11 @@
 //	images/<name>.json       an image's configuration and the layers it needs
 //	tmp/<name>/              what is being made under that name
 //
-// Everything is made in tmp by whoever holds an exclusive flock(2) on that
-// directory, then renamed. A lock ends with its process, so a directory in tmp
-// without a lock is a leftover, and the next user of the store removes it, beside
-// what it is there for. Who
-// uses a layer holds a shared lock on its directory; who finds none may remove it.
+// Everything is made in a directory of tmp, on which its maker holds an exclusive
+// flock(2), and is renamed when it is complete. A lock ends with its process: a
+// directory in tmp without a lock is a leftover, which the next user of the store
+// removes in the background. Every user of a layer holds a shared lock on the
+// layer's directory; whoever gets an exclusive one may remove the layer.
 //
 // Nothing is synced to disk on the way to a container's start. A layer is
 // believed as long as the machine has not rebooted since it was unpacked;

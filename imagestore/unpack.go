@@ -25,12 +25,12 @@ type Progress struct {
 	Done, Total int64
 }
 
-// Unpack gives the image of key, from the store if it is there. Otherwise open
-// is called for the tarball, which it must open with key.ID as the wanted id and
-// which Unpack closes, and the missing layers are unpacked. If another process is unpacking the same image, Unpack waits for it,
-// and takes over if that one dies.
+// Unpack gives the image of key, from the store if it is there. Otherwise it calls
+// open for the tarball and unpacks the missing layers. open must use key.ID as the
+// wanted id; Unpack closes what it returns. If another process is unpacking the
+// same image, Unpack waits for it, and takes over if that one dies.
 //
-// progress may be nil; its calls come from several goroutines, one at a time.
+// progress may be nil; it is called from several goroutines, one at a time.
 //
 // A failure leaves nothing behind but the layers that were complete. It wraps
 // one of this package's errors where the image is at fault, and unix.ENOSPC
@@ -202,8 +202,8 @@ func (s *Store) ensure(ctx context.Context, id string, waiting func(), fill func
 	}
 }
 
-// fulfil makes what c is the claim to, unless it has been made before the claim
-// was granted. The claim is over when it returns.
+// fulfil makes the layer that c claims, unless somebody else had made it by the time
+// the claim was granted. The claim is over when it returns.
 func (s *Store) fulfil(c *claim, fill func(*claim) error) (*use, error) {
 	u, err := s.use(c.name)
 	if err == nil {
@@ -269,9 +269,10 @@ func (s *Store) unpackLayer(ctx context.Context, c *claim, l archive.Layer, p *m
 	return writeJSON(filepath.Join(c.path, "facts.json"), f, false)
 }
 
-// blame decides what a failed layer failed of: damaged bytes make a tar stream
-// say anything, so the rest of it is read to see whether it has its digest; as
-// much of it as stream gives, which has a bound because a bomb has no end.
+// blame returns ErrCorrupt instead of err if a layer failed because its bytes are
+// damaged: these can make a tar stream say anything. The rest of the stream is read
+// to see whether the digest is right; the caller bounds it, since a compression
+// bomb has no end.
 func blame(ctx context.Context, stream io.Reader, err error) error {
 	var entry *layer.EntryError
 	if !errors.As(err, &entry) && !errors.Is(err, layer.ErrMalformed) ||
