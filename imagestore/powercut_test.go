@@ -16,13 +16,9 @@ import (
 
 // Whenever the power goes, the store that is found has what was synced, nothing
 // that is damaged and passes for whole, and nothing that hinders the next unpack.
-func TestPowerCut(t *testing.T) {
-	for _, fs := range powercut.Filesystems() {
-		t.Run(fs.Name, func(t *testing.T) { powerCut(t, fs) })
-	}
-}
+func TestPowerCut(t *testing.T) { powercut.Run(t, powerCut) }
 
-func powerCut(t *testing.T, fs powercut.Filesystem) {
+func powerCut(t *testing.T, disk *powercut.Disk) {
 	chance := rand.New(rand.NewPCG(7, 7))
 	layer := func(name string) []byte {
 		es := []Entry{Dir("shared/" + name), File("shared/gone/.wh."+name, "")} // the second needs a cover
@@ -40,7 +36,6 @@ func powerCut(t *testing.T, fs powercut.Filesystem) {
 		want[i] = list(t, mount(t, unpack(t, plain, images[i])), treetest.Options{})
 	}
 
-	disk := powercut.New(t, fs)
 	s := openStore(t, filepath.Join(disk.Dir, "store"))
 	s.boot = "before the power went"
 	must := func(err error) {
@@ -68,9 +63,9 @@ func powerCut(t *testing.T, fs powercut.Filesystem) {
 	end := disk.Cut()
 
 	reused := 0
-	for _, m := range powercut.Moments(end, chance, 9, begin, unpacked, firstSynced, secondSynced, pruning, pruned, end) {
-		dir, undo := disk.Find(m, chance)
-		t.Run(fmt.Sprint(m), func(t *testing.T) {
+	named := []powercut.Moment{begin, unpacked, firstSynced, secondSynced, pruning, pruned, end}
+	disk.Look(9, named, func(t *testing.T, m powercut.Moment, dir string) {
+		t.Run("found", func(t *testing.T) {
 			s := openStore(t, filepath.Join(dir, "store"))
 			for i, img := range images {
 				snap, err := s.Lookup(Key{ID: img.ID()})
@@ -86,10 +81,10 @@ func powerCut(t *testing.T, fs powercut.Filesystem) {
 				default:
 					snap = unpack(t, s, img)
 				}
-				compare(t, fmt.Sprintf("image %d at %d of %d", i, m, end), want[i], list(t, mount(t, snap), treetest.Options{}))
+				compare(t, fmt.Sprintf("image %d", i), want[i], list(t, mount(t, snap), treetest.Options{}))
 			}
 		})
-		t.Run(fmt.Sprint(m, " removed"), func(t *testing.T) {
+		t.Run("removed", func(t *testing.T) {
 			s := openStore(t, filepath.Join(dir, "store"))
 			_, err := s.Prune(t.Context(), PruneOptions{All: true})
 			tidyUp(t, s)
@@ -99,8 +94,7 @@ func powerCut(t *testing.T, fs powercut.Filesystem) {
 				t.Errorf("%+v, %v", c, err)
 			}
 		})
-		undo()
-	}
+	})
 	if reused == 0 {
 		t.Error("no image is ever believed after a loss of power")
 	}

@@ -2,7 +2,6 @@ package localcluster
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,14 +12,9 @@ import (
 
 // Whenever the power goes, also while the cluster is made or started again, it starts
 // from what is found, and has every write that it had answered to.
-func TestPowerCut(t *testing.T) {
-	for _, fs := range powercut.Filesystems() {
-		t.Run(fs.Name, func(t *testing.T) { powerCut(t, fs) })
-	}
-}
+func TestPowerCut(t *testing.T) { powercut.Run(t, powerCut) }
 
-func powerCut(t *testing.T, fs powercut.Filesystem) {
-	disk := powercut.New(t, fs)
+func powerCut(t *testing.T, disk *powercut.Disk) {
 	type promise struct {
 		uuid, data string
 		given      powercut.Moment
@@ -44,7 +38,6 @@ func powerCut(t *testing.T, fs powercut.Filesystem) {
 	if len(promises) == 0 {
 		t.FailNow()
 	}
-	chance := rand.New(rand.NewPCG(8, 8))
 	moments := []powercut.Moment{begin, end}
 	for i := range 5 { // while it was made
 		moments = append(moments, begin+(promises[0].given-begin)*powercut.Moment(i+1)/6)
@@ -52,29 +45,25 @@ func powerCut(t *testing.T, fs powercut.Filesystem) {
 	for _, p := range promises {
 		moments = append(moments, p.given)
 	}
-	for _, m := range powercut.Moments(end, chance, 0, moments...) {
-		found, undo := disk.Find(m, chance)
-		t.Run(fmt.Sprint(m), func(t *testing.T) {
-			dir := filepath.Join(found, "cluster")
-			c, err := Start(t.Context(), Options{Dir: dir, ClusterID: "zzzzz"})
-			if err != nil {
-				files, _ := os.ReadDir(dir)
-				t.Fatalf("moment %d of %d..%d: %v; there is %v", m, promises[0].given, end, err, files)
+	disk.Look(0, moments, func(t *testing.T, m powercut.Moment, found string) {
+		dir := filepath.Join(found, "cluster")
+		c, err := Start(t.Context(), Options{Dir: dir, ClusterID: "zzzzz"})
+		if err != nil {
+			files, _ := os.ReadDir(dir)
+			t.Fatalf("of %d..%d: %v; there is %v", promises[0].given, end, err, files)
+		}
+		defer c.Close()
+		user := clientOf(t, c, c.UserToken())
+		for _, p := range promises {
+			if m < p.given {
+				break
 			}
-			defer c.Close()
-			user := clientOf(t, c, c.UserToken())
-			for _, p := range promises {
-				if m < p.given {
-					break
-				}
-				record := user.must("GET", "collections/"+p.uuid, nil)
-				locator := strings.Fields(str(record, "manifest_text"))[1]
-				if a := user.send("GET", user.keep+"/"+locator, nil, nil); a.status != 200 || string(a.body) != p.data {
-					t.Errorf("%s: %d %q, want %q", p.uuid, a.status, a.body, p.data)
-				}
+			record := user.must("GET", "collections/"+p.uuid, nil)
+			locator := strings.Fields(str(record, "manifest_text"))[1]
+			if a := user.send("GET", user.keep+"/"+locator, nil, nil); a.status != 200 || string(a.body) != p.data {
+				t.Errorf("%s: %d %q, want %q", p.uuid, a.status, a.body, p.data)
 			}
-			user.collection(nil, "f", "new")
-		})
-		undo()
-	}
+		}
+		user.collection(nil, "f", "new")
+	})
 }

@@ -35,9 +35,9 @@ import (
 	"crunch-oci/internal/forkthread"
 )
 
-// Filesystem is a kind of file system, and how it is mounted.
-type Filesystem struct {
-	Name string
+// filesystem is a kind of file system, and how it is mounted.
+type filesystem struct {
+	name string
 	mkfs []string
 	kind string
 	// options are those of the first mount, again those of the disk found.
@@ -49,25 +49,25 @@ type Filesystem struct {
 // The file systems that nodes have: Red Hat's default, ext4 as some make it faster, and
 // Debian's default.
 var (
-	ext4          = Filesystem{"ext4", []string{"mke2fs", "-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0"}, "ext4", "loop", "loop", 128}
-	ext4Writeback = Filesystem{"ext4 data=writeback", ext4.mkfs, "ext4", "loop,data=writeback,noauto_da_alloc", "loop,data=writeback", 128}
-	xfs           = Filesystem{"xfs", []string{"mkfs.xfs", "-q", "-f"}, "xfs", "loop,nouuid", "loop,nouuid", 320}
+	ext4          = filesystem{"ext4", []string{"mke2fs", "-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0"}, "ext4", "loop", "loop", 128}
+	ext4Writeback = filesystem{"ext4 data=writeback", ext4.mkfs, "ext4", "loop,data=writeback,noauto_da_alloc", "loop,data=writeback", 128}
+	xfs           = filesystem{"xfs", []string{"mkfs.xfs", "-q", "-f"}, "xfs", "loop,nouuid", "loop,nouuid", 320}
 )
 
 // moreMoments is set for tests that may take long: the number of moments to look at.
 var moreMoments, _ = strconv.Atoi(os.Getenv("POWERCUT_MOMENTS"))
 
-// Filesystems are those to test with.
-func Filesystems() []Filesystem {
+// filesystems are those to test with.
+func filesystems() []filesystem {
 	_ = exec.Command("modprobe", "xfs").Run()
 	known, err := os.ReadFile("/proc/filesystems")
 	switch {
 	case err == nil && !strings.Contains(string(known), "\txfs\n"):
-		return []Filesystem{ext4Writeback, ext4}
+		return []filesystem{ext4Writeback, ext4}
 	case moreMoments > 0:
-		return []Filesystem{xfs, ext4Writeback, ext4}
+		return []filesystem{xfs, ext4Writeback, ext4}
 	}
-	return []Filesystem{xfs}
+	return []filesystem{xfs}
 }
 
 // Disk is a disk with a file system.
@@ -75,11 +75,13 @@ type Disk struct {
 	// Dir is where it is mounted, until Cut.
 	Dir string
 
-	t    testing.TB
-	fs   Filesystem
-	work string
-	cut  func()
-	at   replay
+	t      *testing.T
+	fs     filesystem
+	work   string
+	cut    func()
+	end    Moment // valid after Cut
+	at     replay
+	chance *rand.Rand
 
 	found int // how many there were
 }
@@ -87,13 +89,21 @@ type Disk struct {
 // Moment is one in the life of a disk: how much had happened to it.
 type Moment int64
 
-// New makes a disk. It ends with the test.
-func New(t testing.TB, fs Filesystem) *Disk {
-	t.Helper()
+// Run runs test with a disk of each file system, as a subtest. The disk ends with it.
+//
+// test writes to the disk, calls Cut, and then Look.
+func Run(t *testing.T, test func(t *testing.T, d *Disk)) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can mount a disk")
 	}
-	d := &Disk{t: t, fs: fs, work: t.TempDir()}
+	for _, fs := range filesystems() {
+		t.Run(fs.name, func(t *testing.T) { test(t, newDisk(t, fs)) })
+	}
+}
+
+func newDisk(t *testing.T, fs filesystem) *Disk {
+	t.Helper()
+	d := &Disk{t: t, fs: fs, work: t.TempDir(), chance: rand.New(rand.NewPCG(7, 7))}
 	d.Dir = filepath.Join(d.work, "mnt")
 	for _, name := range []string{d.Dir, d.path(mountName), d.path("found")} {
 		d.must(os.Mkdir(name, 0o755))
@@ -203,21 +213,37 @@ func (d *Disk) Now() Moment {
 	return Moment(info.Size())
 }
 
-// Cut ends the time in which the disk is written to. Nothing may have a file of it
-// open.
+// Cut ends the time in which the disk is written to, and returns its last moment.
+// Nothing may have a file of it open.
 func (d *Disk) Cut() Moment {
 	d.t.Helper()
-	end := d.Now()
+	d.end = d.Now()
 	d.cut()
-	return end
+	return d.end
 }
 
-// Find mounts the disk as it is found if the power was lost at a moment: with all
-// that had been flushed, and with what chance takes of the rest. Until undo is
-// called there is no other. It may be written to, which changes no other.
-func (d *Disk) Find(m Moment, chance *rand.Rand) (dir string, undo func()) {
+// Look runs look, as a subtest, with the disk as it is found if the power was lost at
+// the moments named, and at others until there are n (or as many as the environment
+// variable POWERCUT_MOMENTS says), in their order. The disk found is mounted at dir
+// until look returns. It may be written to, which changes no other.
+func (d *Disk) Look(n int, named []Moment, look func(t *testing.T, m Moment, dir string)) {
 	d.t.Helper()
-	d.cut()
+	moments := slices.Clone(named)
+	for len(moments) < max(n, moreMoments) {
+		moments = append(moments, Moment(d.chance.Int64N(int64(d.end)+1)))
+	}
+	slices.Sort(moments)
+	for _, m := range moments {
+		dir, undo := d.find(m)
+		d.t.Run(fmt.Sprint(m), func(t *testing.T) { look(t, m, dir) })
+		undo()
+	}
+}
+
+// find mounts the disk of moment m: with all that had been flushed, and with what
+// chance takes of the rest. Only one can be mounted at a time.
+func (d *Disk) find(m Moment) (dir string, undo func()) {
+	d.t.Helper()
 	// A name of its own: the loop device of another may not have ended yet, with what
 	// it remembers of its file.
 	d.found++
@@ -227,11 +253,11 @@ func (d *Disk) Find(m Moment, chance *rand.Rand) (dir string, undo func()) {
 	f, err := os.OpenFile(image, os.O_WRONLY, 0)
 	d.must(err)
 	// None, half or all of it in the mean: a disk may have no cache of its own.
-	kept := chance.IntN(3)
+	kept := d.chance.IntN(3)
 	for _, w := range pending {
 		const atom = 4096 // is written whole, or not
 		for at := 0; at < len(w.data); at += atom {
-			if kept == 0 || kept == 1 && chance.IntN(2) == 0 {
+			if kept == 0 || kept == 1 && d.chance.IntN(2) == 0 {
 				continue
 			}
 			_, err := f.WriteAt(w.data[at:min(at+atom, len(w.data))], w.offset+int64(at))
@@ -244,16 +270,6 @@ func (d *Disk) Find(m Moment, chance *rand.Rand) (dir string, undo func()) {
 	undo = sync.OnceFunc(func() { d.must(errors.Join(unix.Unmount(dir, 0), os.Remove(image))) })
 	d.t.Cleanup(undo)
 	return dir, undo
-}
-
-// Moments gives the moments that were named, and others until there are n (or as many
-// as the environment variable POWERCUT_MOMENTS says), in their order, up to end.
-func Moments(end Moment, chance *rand.Rand, n int, named ...Moment) []Moment {
-	for len(named) < max(n, moreMoments) {
-		named = append(named, Moment(chance.Int64N(int64(end)+1)))
-	}
-	slices.Sort(named)
-	return named
 }
 
 // replay is the log up to some moment.

@@ -2,8 +2,6 @@ package keepstore
 
 import (
 	"errors"
-	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"sync"
@@ -16,14 +14,9 @@ import (
 // Whenever the power goes, every block that a PUT had answered for is there, and as
 // young as promised; the others are there or not, but never damaged, and can be
 // stored again.
-func TestPowerCut(t *testing.T) {
-	for _, fs := range powercut.Filesystems() {
-		t.Run(fs.Name, func(t *testing.T) { powerCut(t, fs) })
-	}
-}
+func TestPowerCut(t *testing.T) { powercut.Run(t, powerCut) }
 
-func powerCut(t *testing.T, fs powercut.Filesystem) {
-	disk := powercut.New(t, fs)
+func powerCut(t *testing.T, disk *powercut.Disk) {
 	on := func(root string) func(*Config) {
 		return func(cfg *Config) {
 			cfg.NoSync = false
@@ -67,37 +60,32 @@ func powerCut(t *testing.T, fs powercut.Filesystem) {
 			promises = append(promises, promise{p.data, p.signed, disk.Now(), true})
 		}
 	})
-	end := disk.Cut()
-	chance := rand.New(rand.NewPCG(5, 5))
+	disk.Cut()
 	var named []powercut.Moment
 	for _, p := range promises {
 		named = append(named, p.given)
 	}
-	for _, m := range powercut.Moments(end, chance, len(named)+2, named...) {
-		found, undo := disk.Find(m, chance)
-		t.Run(fmt.Sprint(m), func(t *testing.T) {
-			if err := os.MkdirAll(filepath.Join(found, "keep"), 0o755); err != nil {
-				t.Fatal(err)
-			}
-			c := start(t, on(found))
-			for i, p := range promises {
-				r := c.do("GET", "/"+p.signed, userToken, nil)
-				switch {
-				case r.status == 200 && r.body != string(p.data):
-					t.Errorf("block %d is damaged, and was served", i)
-				case m < p.given:
-				case r.status != 200:
-					t.Errorf("block %d is lost: %d %s", i, r.status, r.body)
-				case p.young:
-					if info, err := os.Stat(c.file(p.data)); err != nil || time.Since(info.ModTime()) > time.Hour {
-						t.Errorf("block %d was touched, and is old again: %v", i, err)
-					}
+	disk.Look(len(named)+2, named, func(t *testing.T, m powercut.Moment, found string) {
+		if err := os.MkdirAll(filepath.Join(found, "keep"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		c := start(t, on(found))
+		for i, p := range promises {
+			r := c.do("GET", "/"+p.signed, userToken, nil)
+			switch {
+			case r.status == 200 && r.body != string(p.data):
+				t.Errorf("block %d is damaged, and was served", i)
+			case m < p.given:
+			case r.status != 200:
+				t.Errorf("block %d is lost: %d %s", i, r.status, r.body)
+			case p.young:
+				if info, err := os.Stat(c.file(p.data)); err != nil || time.Since(info.ModTime()) > time.Hour {
+					t.Errorf("block %d was touched, and is old again: %v", i, err)
 				}
 			}
-			for _, p := range promises {
-				c.put(p.data)
-			}
-		})
-		undo()
-	}
+		}
+		for _, p := range promises {
+			c.put(p.data)
+		}
+	})
 }

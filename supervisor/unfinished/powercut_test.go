@@ -2,7 +2,6 @@ package unfinished
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -11,14 +10,9 @@ import (
 )
 
 // Whenever the power goes, what was synced is there, or what came later: whole.
-func TestPowerCut(t *testing.T) {
-	for _, fs := range powercut.Filesystems() {
-		t.Run(fs.Name, func(t *testing.T) { powerCut(t, fs) })
-	}
-}
+func TestPowerCut(t *testing.T) { powercut.Run(t, powerCut) }
 
-func powerCut(t *testing.T, fs powercut.Filesystem) {
-	disk := powercut.New(t, fs)
+func powerCut(t *testing.T, disk *powercut.Disk) {
 	result := func(version int) Result {
 		return Result{UUID: uuid, State: "Complete", Reason: fmt.Sprint(version),
 			Output: &Collection{Manifest: strings.Repeat(fmt.Sprint(version), 50_000)}}
@@ -44,10 +38,8 @@ func powerCut(t *testing.T, fs powercut.Filesystem) {
 	if err := kept.Close(); err != nil {
 		t.Fatal(err)
 	}
-	end := disk.Cut()
-	chance := rand.New(rand.NewPCG(3, 3))
-	for _, m := range powercut.Moments(end, chance, 10, append(between, synced...)...) {
-		dir, undo := disk.Find(m, chance)
+	disk.Cut()
+	disk.Look(10, append(between, synced...), func(t *testing.T, m powercut.Moment, dir string) {
 		least := -1
 		for version, at := range synced {
 			if m >= at {
@@ -58,14 +50,13 @@ func powerCut(t *testing.T, fs powercut.Filesystem) {
 		switch {
 		case least < 0:
 		case err != nil || len(list) != 1:
-			t.Errorf("moment %d: version %d is lost: %d results, %v", m, least, len(list), err)
+			t.Errorf("version %d is lost: %d results, %v", least, len(list), err)
 		default:
 			var version int
 			_, err := fmt.Sscan(list[0].Reason, &version)
 			if err != nil || version < least || list[0].Output.Manifest != result(version).Output.Manifest {
-				t.Errorf("moment %d: version %q instead of %d", m, list[0].Reason, least)
+				t.Errorf("version %q instead of %d", list[0].Reason, least)
 			}
 		}
-		undo()
-	}
+	})
 }
