@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"crunch-oci/internal/filelock"
 )
 
 // claim is the right to make the thing called name: an exclusive lock on
@@ -81,16 +83,12 @@ func lockDir(path string, how int) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = unix.EINTR
-	for err == unix.EINTR {
-		err = unix.Flock(int(dir.Fd()), how)
-	}
-	if err != nil {
+	if err := filelock.Flock(dir, how); err != nil {
 		_ = dir.Close()
 		return nil, &os.PathError{Op: "flock", Path: path, Err: err}
 	}
 	// It may have been renamed or removed between the two calls.
-	if same, err := names(path, dir); err != nil || !same {
+	if same, err := filelock.StillNamed(dir, path); err != nil || !same {
 		_ = dir.Close()
 		if err == nil {
 			err = &os.PathError{Op: "flock", Path: path, Err: os.ErrNotExist}
@@ -98,18 +96,6 @@ func lockDir(path string, how int) (*os.File, error) {
 		return nil, err
 	}
 	return dir, nil
-}
-
-// names tells whether path still names the open directory.
-func names(path string, dir *os.File) (bool, error) {
-	var a, b unix.Stat_t
-	if err := unix.Fstat(int(dir.Fd()), &a); err != nil {
-		return false, &os.PathError{Op: "fstat", Path: path, Err: err}
-	}
-	if err := unix.Lstat(path, &b); err != nil {
-		return false, &os.PathError{Op: "lstat", Path: path, Err: err}
-	}
-	return a.Dev == b.Dev && a.Ino == b.Ino, nil
 }
 
 // unlock gives the claim back and leaves the directory for the next to empty.
@@ -130,10 +116,10 @@ func (c *claim) publish(path string) (*os.File, error) {
 	}
 	// From here on the next claim may use c.path. The kernel drops the old lock before
 	// it takes the new one (flock(2)): the layer may have been removed in between.
-	err := unix.Flock(int(c.dir.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+	err := filelock.Flock(c.dir, unix.LOCK_SH|unix.LOCK_NB)
 	if err == nil {
 		var same bool
-		if same, err = names(path, c.dir); err == nil && same {
+		if same, err = filelock.StillNamed(c.dir, path); err == nil && same {
 			return c.dir, nil
 		}
 		err = unix.EWOULDBLOCK

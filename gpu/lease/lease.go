@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"crunch-oci/gpu/device"
+	"crunch-oci/internal/filelock"
 	"crunch-oci/internal/regular"
 )
 
@@ -257,20 +258,7 @@ func (d Dir) open(name string) (*os.File, error) {
 	return f, nil
 }
 
-func lock(f *os.File) (bool, error) {
-	for {
-		err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK})
-		switch {
-		case err == nil:
-			return true, nil
-		case errors.Is(err, unix.EINTR):
-		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EACCES):
-			return false, nil
-		default:
-			return false, fmt.Errorf("lock %s: %w", f.Name(), err)
-		}
-	}
-}
+func lock(f *os.File) (bool, error) { return filelock.TryBytes(f, unix.F_WRLCK, 0, 0) }
 
 // longest bounds what is read of a lock file, in bytes.
 const longest = 4096

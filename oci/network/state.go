@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"crunch-oci/internal/filelock"
 )
 
 // The lock file has two bytes that are locked (fcntl(2), open file description
@@ -71,7 +73,7 @@ func tryOpenState(dir string) (*stateFile, error) {
 	s := &stateFile{f}
 	ok, err := s.try(unix.F_WRLCK, changeByte)
 	if ok && err == nil {
-		ok, err = s.stillNamed(path)
+		ok, err = filelock.StillNamed(f, path)
 	}
 	if !ok || err != nil {
 		_ = f.Close()
@@ -123,30 +125,5 @@ func (s *stateFile) remove() error {
 func (s *stateFile) close() error { return s.f.Close() }
 
 func (s *stateFile) try(kind int16, at int64) (bool, error) {
-	for {
-		err := unix.FcntlFlock(s.f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: kind, Start: at, Len: 1})
-		switch {
-		case err == nil:
-			return true, nil
-		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EACCES):
-			return false, nil
-		case !errors.Is(err, unix.EINTR):
-			return false, fmt.Errorf("lock %s: %w", s.f.Name(), err)
-		}
-	}
-}
-
-func (s *stateFile) stillNamed(path string) (bool, error) {
-	have, err := s.f.Stat()
-	if err != nil {
-		return false, err
-	}
-	named, err := os.Lstat(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	return os.SameFile(have, named), nil
+	return filelock.TryBytes(s.f, kind, at, 1)
 }

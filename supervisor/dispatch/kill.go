@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"crunch-oci/internal/filelock"
 )
 
 const (
@@ -68,7 +70,7 @@ func (d Dir) Kill(ctx context.Context, uuid string, signal int, stderr io.Writer
 	}
 	// What it had started dies with it, but a moment later. The same container
 	// can be started again only then, and the caller may want that.
-	pollUntil(ctx, func() bool { return flock(f, unix.LOCK_SH|unix.LOCK_NB) == nil })
+	pollUntil(ctx, func() bool { return filelock.Flock(f, unix.LOCK_SH|unix.LOCK_NB) == nil })
 	return gone()
 }
 

@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"crunch-oci/internal/filelock"
 )
 
 // List prints what a dispatcher wants to know: "broken" if the node is, and a
@@ -132,15 +134,15 @@ func (l *listing) held(ctx context.Context, f *os.File, path string) bool {
 	if all != nil {
 		defer all.Close()
 	}
-	if err := flock(f, unix.LOCK_SH|unix.LOCK_NB); err != nil {
+	if err := filelock.Flock(f, unix.LOCK_SH|unix.LOCK_NB); err != nil {
 		return true
 	}
-	defer func() { _ = flock(f, unix.LOCK_UN) }()
+	defer func() { _ = filelock.Flock(f, unix.LOCK_UN) }()
 	if all == nil {
 		return false
 	}
 	// The name may have been given to a new run's file since this was opened.
-	if same, err := stillNamed(f, path); err == nil && same {
+	if same, err := filelock.StillNamed(f, path); err == nil && same {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			fmt.Fprintf(l.stderr, "unlink %s: %v\n", path, errors.Unwrap(err))
 		}

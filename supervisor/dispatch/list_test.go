@@ -16,6 +16,8 @@ import (
 	"unicode"
 
 	"golang.org/x/sys/unix"
+
+	"crunch-oci/internal/filelock"
 )
 
 // held makes a lock file that this process holds.
@@ -26,7 +28,7 @@ func held(t *testing.T, path, content string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = f.Close() })
-	if err := flock(f, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := filelock.Flock(f, unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := f.WriteString(content); err != nil {

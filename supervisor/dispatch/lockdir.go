@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"crunch-oci/internal/filelock"
 	"crunch-oci/internal/regular"
 )
 
@@ -78,7 +79,7 @@ func (d Dir) lockAll(ctx context.Context) (*os.File, error) {
 	tick := time.NewTicker(lockAllPoll)
 	defer tick.Stop()
 	for {
-		err := flock(f, unix.LOCK_EX|unix.LOCK_NB)
+		err := filelock.Flock(f, unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
 			return f, nil
 		}
@@ -167,11 +168,11 @@ func (d Dir) takeRunLock(ctx context.Context, uuid string) (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := flock(f, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if err := filelock.Flock(f, unix.LOCK_EX|unix.LOCK_NB); err != nil {
 			_ = f.Close()
 			return nil, fmt.Errorf("lock %s: %w", path, err)
 		}
-		same, err := stillNamed(f, path)
+		same, err := filelock.StillNamed(f, path)
 		if err == nil && same {
 			err = f.Truncate(0)
 		}
@@ -184,30 +185,4 @@ func (d Dir) takeRunLock(ctx context.Context, uuid string) (*os.File, error) {
 		}
 		// Removed by somebody who has no respect for the directory's lock.
 	}
-}
-
-// flock is flock(2), again when a signal has interrupted it.
-func flock(f *os.File, how int) error {
-	for {
-		err := unix.Flock(int(f.Fd()), how)
-		if err != unix.EINTR {
-			return err
-		}
-	}
-}
-
-// stillNamed reports whether path still leads to the open file f.
-func stillNamed(f *os.File, path string) (bool, error) {
-	have, err := f.Stat()
-	if err != nil {
-		return false, err
-	}
-	named, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	return os.SameFile(have, named), nil
 }

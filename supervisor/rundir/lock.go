@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"crunch-oci/internal/filelock"
 )
 
 // The lock file has three bytes that are locked (fcntl(2), open file description
@@ -82,7 +84,7 @@ func acquire(path string, run bool) (*Dir, error) {
 		}
 		same, err := false, tryLock(lock, bytes)
 		if err == nil {
-			same, err = stillNamed(lock, filepath.Join(path, lockName))
+			same, err = filelock.StillNamed(lock, filepath.Join(path, lockName))
 		}
 		if same && err == nil {
 			return &Dir{path: path, lock: lock}, nil
@@ -99,14 +101,13 @@ func acquire(path string, run bool) (*Dir, error) {
 
 // tryLock locks the first n bytes of f.
 func tryLock(f *os.File, n int64) error {
-	err := fcntl(f, unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Start: ownByte, Len: n})
-	if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EACCES) {
+	if ok, err := filelock.TryBytes(f, unix.F_WRLCK, ownByte, n); ok || err != nil {
 		return err
 	}
 	for _, b := range []int64{runByte, aliveByte} {
 		holder := unix.Flock_t{Type: unix.F_WRLCK, Start: b, Len: 1}
-		if err := fcntl(f, unix.F_OFD_GETLK, &holder); err != nil {
-			return err
+		if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &holder); err != nil {
+			return &os.PathError{Op: "lock", Path: f.Name(), Err: err}
 		}
 		if holder.Type == unix.F_UNLCK {
 			return errCleaning
@@ -122,7 +123,11 @@ func comeAlive(path string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := fcntl(f, unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Start: aliveByte, Len: 1}); err != nil {
+	ok, err := filelock.TryBytes(f, unix.F_WRLCK, aliveByte, 1)
+	if err == nil && !ok {
+		err = ErrRunning
+	}
+	if err != nil {
 		_ = f.Close()
 		return nil, err
 	}
@@ -131,33 +136,6 @@ func comeAlive(path string) (*os.File, error) {
 
 // endRun makes of the lock of a run that of who cleans up after it.
 func endRun(f *os.File) error {
-	return fcntl(f, unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_UNLCK, Start: runByte, Len: 1})
-}
-
-func fcntl(f *os.File, cmd int, l *unix.Flock_t) error {
-	for {
-		err := unix.FcntlFlock(f.Fd(), cmd, l)
-		if err == nil {
-			return nil
-		}
-		if err != unix.EINTR {
-			return fmt.Errorf("lock %s: %w", f.Name(), err)
-		}
-	}
-}
-
-// stillNamed reports whether name still leads to the open file f.
-func stillNamed(f *os.File, name string) (bool, error) {
-	have, err := f.Stat()
-	if err != nil {
-		return false, err
-	}
-	named, err := os.Lstat(name)
-	if errors.Is(err, os.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	return os.SameFile(have, named), nil
+	_, err := filelock.TryBytes(f, unix.F_UNLCK, runByte, 1)
+	return err
 }
