@@ -7,7 +7,8 @@
 // emulated (no KVM), so everything in it takes ten to twenty times as long.
 //
 // Which end-to-end tests run in the machine, and why others do not, says the table
-// in endtoend_test.go. VMTEST_ONLY="cmd/crunch-run:TestBridge oci:." chooses tests
+// in endtoend_test.go. With VMTEST_LONG=1, -run 'TestUnifiedWithSystemd/end_to_end_3$'
+// chooses one machine of "make test-vm"; VMTEST_ONLY="cmd/crunch-run:TestBridge oci:." chooses tests
 // by hand; VMTEST_CONSOLE=FILE has the machine's console written to FILE.BOOT
 // meanwhile.
 package vmtest
