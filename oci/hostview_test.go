@@ -56,8 +56,11 @@ func TestMountsAreTheseOnly(t *testing.T) {
 						t.Errorf("mount without %s: %s", o, line)
 					}
 				}
-				// Propagation in either direction would show mounts made later.
-				if strings.Contains(line, " shared:") || strings.Contains(line, " master:") {
+				// Propagation in either direction would show mounts made later. Under a
+				// device of the host, which a user namespace has, there can be none; where
+				// the host's mounts are shared, as systemd makes them, it is a slave of /dev.
+				device := strings.HasPrefix(line[strings.Index(line, " - "):], " - devtmpfs ")
+				if strings.Contains(line, " shared:") || strings.Contains(line, " master:") && !device {
 					t.Errorf("mounts propagate: %s", line)
 				}
 				seen[target] = true
