@@ -148,9 +148,9 @@ func privateDir(dir string) error {
 	}
 	switch {
 	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
-		return fmt.Errorf("%s is no directory", dir)
+		return fmt.Errorf("%s is no directory: remove it, or set store-dir to another place", dir)
 	case int(st.Uid) != os.Geteuid():
-		return fmt.Errorf("%s belongs to user %d instead of %d", dir, st.Uid, os.Geteuid())
+		return fmt.Errorf("%s belongs to user %d instead of %d: that user could change the images; remove it, or set store-dir to another place", dir, st.Uid, os.Geteuid())
 	case st.Mode&0o077 != 0:
 		return os.Chmod(dir, 0o700)
 	}
