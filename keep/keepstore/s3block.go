@@ -315,9 +315,11 @@ func (v *s3Volume) put(ctx context.Context, key string, data []byte) error {
 	ctx, cancel := v.limited(ctx)
 	defer cancel()
 	body := lend(data)
-	defer body.end()
 	_, err := v.core.PutObject(ctx, v.Bucket, key, body, int64(len(data)), contentMD5(data), "",
 		minio.PutObjectOptions{DisableContentSha256: true})
+	if rest := body.end(); err == nil && rest > 0 {
+		err = fmt.Errorf("the server answered before %d of %d bytes were sent", rest, len(data))
+	}
 	return v.failed("write", key, err)
 }
 
@@ -400,8 +402,11 @@ func (l *lent) Seek(offset int64, whence int) (int64, error) {
 	return l.r.Seek(offset, whence)
 }
 
-func (l *lent) end() {
+// end returns how many bytes have not been read.
+func (l *lent) end() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	rest := l.r.Len()
 	l.r = nil
+	return rest
 }

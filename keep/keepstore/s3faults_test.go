@@ -52,6 +52,39 @@ func TestS3Killed(t *testing.T) {
 	c.want(get(), 200, string(data))
 }
 
+// A server that says to have an object before it has been sent all of it is not
+// believed.
+func TestS3AnswersFirst(t *testing.T) {
+	t.Parallel()
+	g := newGateway(t)
+	c := g.store(nil)
+	data := randomBytes(22, s3Part) // more than a connection buffers, in one request
+	sum := md5hex(data)
+	end := make(chan struct{})
+	defer close(end)
+	g.Fail(func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method != "PUT" || r.ContentLength != s3Part {
+			return false
+		}
+		w.Header().Set("ETag", `"`+sum+`"`)
+		w.Header().Set("Content-Length", "0")
+		w.WriteHeader(200)
+		_ = http.NewResponseController(w).Flush()
+		select {
+		case <-end:
+		case <-r.Context().Done():
+		}
+		return true
+	})
+	if r := c.do("PUT", "/"+sum, userToken, data); r.status != 503 {
+		t.Errorf("answered first: %d %s", r.status, r.body)
+	}
+	g.Fail(nil)
+	if r := c.do("PUT", "/"+sum, userToken, data); r.status != 200 {
+		t.Errorf("well again: %d %s", r.status, r.body)
+	}
+}
+
 // A server that does not answer is given up after ReadTimeout; one that answers
 // a part with another's ETag is not believed.
 func TestS3Answers(t *testing.T) {
