@@ -19,7 +19,10 @@ import (
 // /.dockerenv, by which programs tell that they are in a container. They go into the
 // container's own layer of the root, and are discarded with it as Docker's anonymous
 // volumes are. Where something is mounted, nothing is missing; what the image has
-// stays, whatever it is.
+// stays, whatever it is, but for links where each container's own files in /etc are
+// mounted, and whatever is no directory where the kernel's file systems are: these
+// Docker takes away, and a link may lead to where nothing can be mounted, or into
+// another mount.
 func CompleteRoot(req Request) error {
 	root, err := os.OpenFile(req.RootfsPath, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -34,6 +37,14 @@ func CompleteRoot(req Request) error {
 		return slices.ContainsFunc(req.Mounts, func(m Mount) bool { return within(dir, path.Clean(m.Target)) })
 	}
 	var errs []error
+	for _, f := range etcFiles {
+		if !covered(f.target) {
+			errs = append(errs, c.clear(f.target, func(kind uint32) bool { return kind == unix.S_IFLNK }))
+		}
+	}
+	for _, dir := range []string{"/proc", "/sys", "/dev"} {
+		errs = append(errs, c.clear(dir, func(kind uint32) bool { return kind != unix.S_IFDIR }))
+	}
 	for _, name := range slices.Sorted(maps.Keys(req.Image.Volumes)) {
 		dir := path.Join("/", name)
 		kernels := within(dir, "/proc") || within(dir, "/sys") || within(dir, "/dev")
@@ -81,6 +92,24 @@ func (c completion) directory(dir string) error {
 		}
 	}
 	return nil
+}
+
+// clear removes what is at name, not following a link, if it is of an unwanted kind.
+func (c completion) clear(name string, unwanted func(kind uint32) bool) error {
+	d, err := pathrs.OpenatInRoot(c.root, path.Dir(name))
+	if err != nil {
+		return inTheWay(err)
+	}
+	defer d.Close()
+	fd, base := int(d.Fd()), path.Base(name)
+	var st unix.Stat_t
+	if err := unix.Fstatat(fd, base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return inTheWay(err)
+	}
+	if !unwanted(st.Mode & unix.S_IFMT) {
+		return nil
+	}
+	return unix.Unlinkat(fd, base, 0)
 }
 
 // leaf calls f to make name in dir, unless it is there.

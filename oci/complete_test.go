@@ -83,3 +83,30 @@ func TestCompleteRootKeeps(t *testing.T) {
 	}
 	unchanged()
 }
+
+// What Docker takes away: images have it, and nothing can be mounted on it.
+func TestCompleteRootClears(t *testing.T) {
+	host, unchanged := hostTree(t)
+	req := newRequest(t, newID(), "grep -q localhost /etc/hosts && [ ! -L /etc/resolv.conf ] && [ -L /etc/hostname ] && [ -d /proc/1 ] && [ -c /dev/null ] && [ -d /sys/kernel ] && ls /run /tmp")
+	root := req.RootfsPath
+	must(t, os.MkdirAll(filepath.Join(root, "etc"), 0o755))
+	for _, dir := range []string{"proc", "sys", "dev"} {
+		must(t, os.RemoveAll(filepath.Join(root, dir)))
+	}
+	write(t, filepath.Join(root, "proc"), "a file")
+	must(t, os.Symlink(host, filepath.Join(root, "sys")))
+	must(t, os.Symlink("/tmp", filepath.Join(root, "dev")))
+	must(t, os.Symlink("/run", filepath.Join(root, "etc/hosts")))
+	must(t, os.Symlink("resolv.conf", filepath.Join(root, "etc/resolv.conf")))
+	must(t, os.Symlink("/own", filepath.Join(root, "etc/hostname")))
+	must(t, os.MkdirAll(filepath.Join(root, "run"), 0o755))
+	own := filepath.Join(t.TempDir(), "own")
+	write(t, own, "x")
+	req.Mounts = append(req.Mounts, oci.Mount{Source: own, Target: "/etc/hostname"})
+	must(t, oci.CompleteRoot(req))
+	b, status := run(t, req, nil)
+	if status.Code != 0 || b.stdout.String() != "/run:\n\n/tmp:\n" {
+		t.Errorf("%v, %q, %q", status, b.stdout, b.stderr)
+	}
+	unchanged()
+}
