@@ -56,7 +56,7 @@ func CompleteRoot(req Request) error {
 		}
 	}
 	if !covered("/etc/mtab") {
-		errs = append(errs, c.leaf("/etc", "mtab", func(fd int) error { return unix.Symlinkat("/proc/mounts", fd, "mtab") }))
+		errs = append(errs, c.directory("/etc"), c.leaf("/etc", "mtab", func(fd int) error { return unix.Symlinkat("/proc/mounts", fd, "mtab") }))
 	}
 	errs = append(errs, c.leaf("/", ".dockerenv", func(fd int) error { return unix.Mknodat(fd, ".dockerenv", unix.S_IFREG|0o755, 0) }))
 	return errors.Join(errs...)
@@ -82,12 +82,7 @@ func (c completion) directory(dir string) error {
 		if !errors.Is(err, fs.ErrNotExist) {
 			return inTheWay(err)
 		}
-		made, err := pathrs.MkdirAllHandle(c.root, dir[:end], 0o755)
-		if err != nil {
-			return inTheWay(err)
-		}
-		err = unix.Fchownat(int(made.Fd()), "", c.owner, c.owner, unix.AT_EMPTY_PATH)
-		if err = errors.Join(err, made.Close()); err != nil {
+		if err := c.leaf(path.Dir(dir[:end]), path.Base(dir[:end]), func(fd int) error { return unix.Mkdirat(fd, path.Base(dir[:end]), 0o755) }); err != nil {
 			return err
 		}
 	}
@@ -112,11 +107,8 @@ func (c completion) clear(name string, unwanted func(kind uint32) bool) error {
 	return unix.Unlinkat(fd, base, 0)
 }
 
-// leaf calls f to make name in dir, unless it is there.
+// leaf calls f to make name in dir, which is there or cannot be, unless name is there.
 func (c completion) leaf(dir, name string, f func(dirfd int) error) error {
-	if err := c.directory(dir); err != nil {
-		return err
-	}
 	d, err := pathrs.OpenatInRoot(c.root, dir)
 	if err != nil {
 		return inTheWay(err)

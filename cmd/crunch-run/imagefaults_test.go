@@ -355,7 +355,7 @@ func TestImageCommandLine(t *testing.T) {
 	fillStore(t, n, false, m)
 	for _, args := range [][]string{
 		{}, {"remove"}, {"--all"}, {"prune", "--al"}, {"prune", "--to", "0"}, {"prune", "--to", "-1GiB"}, {"prune", "--to", "1e99TiB"}, {"prune", "--to"},
-		{"prune", "--unused-for", "30"}, {"prune", "--unused-for", "-1h"}, {"prune", "--unused-for", "0d"}, {"prune", "--unused-for", "999999999d"}, {"prune", "--unused-for", "NaNd"},
+		{"prune", "--all", "--unused-for", "30d"}, {"prune", "--unused-for", "30"}, {"prune", "--unused-for", "-1h"}, {"prune", "--unused-for", "0d"}, {"prune", "--unused-for", "999999999d"}, {"prune", "--unused-for", "NaNd"},
 		{"prune", "--dry-run=perhaps"}, {"verify", "--all"}, {"inspect"}, {"inspect", "--json", "--remove", "x"}, {"list", "a", "b"},
 	} {
 		if res := n.image(t, 2, args...); res.stdout != "" {

@@ -47,6 +47,9 @@ type pruneFlags struct {
 
 func (f pruneFlags) options(budget imagestore.Amount) (imagestore.PruneOptions, error) {
 	o := imagestore.PruneOptions{To: budget, All: f.all, DryRun: f.dryRun}
+	if f.all && f.unusedFor != "" {
+		return o, commandline.Misuse("--all and --unused-for: one of them only")
+	}
 	if f.unusedFor != "" {
 		d, err := parseAge(f.unusedFor)
 		if err != nil {
