@@ -103,6 +103,8 @@ func TestAbuse(t *testing.T) {
 		{name: "traced thread, init off", script: "exec probe traced thread", flags: []string{"-init=off"}, code: 7, stdout: "traced\n"},
 		{name: "traced thread, init on", script: "exec probe traced thread", flags: []string{"-init=on"}, code: 7, stdout: "traced\n"},
 		{name: "traced thread-signal, init off", script: "exec probe traced thread-signal", flags: []string{"-init=off"}, code: 7, stdout: "traced\n"},
+		{name: "traced thread-exec, init off", script: "exec probe traced thread-exec", flags: []string{"-init=off"}, code: 7, stdout: "traced\n"},
+		{name: "traced thread-exec, init on", script: "exec probe traced thread-exec", flags: []string{"-init=on"}, code: 7, stdout: "traced\n"},
 		{name: "traced thread-signal, init on", script: "exec probe traced thread-signal", flags: []string{"-init=on"}, code: 7, stdout: "traced\n"},
 	} {
 		t.Run(a.name, func(t *testing.T) {

@@ -134,11 +134,15 @@ func TestUserNamespaceRanges(t *testing.T) {
 		t.Errorf("exit code %d", code)
 	}
 	check(meanwhile, "375536 65536\n")
-	n.env[len(n.env)-1] = "CRUNCH_RUN_USER_NAMESPACE=310000:65536"
-	meanwhile = submit("")
-	refused := c.supervise(t, n, meanwhile)
-	if code := refused.wait(t); code != 1 || !strings.Contains(refused.stderr.String(), "all ranges of user ids are in use by containers that began before the setting was changed") {
-		t.Errorf("exit code %d, %s", code, refused.stderr.String())
+	for setting, says := range map[string]string{
+		"310000:65536":   "all ranges of user ids are in use by containers that began before the setting was changed",
+		"300000:65536:1": "all ranges of user ids are in use (there are 1:",
+	} {
+		n.env[len(n.env)-1] = "CRUNCH_RUN_USER_NAMESPACE=" + setting
+		refused := c.supervise(t, n, submit(""))
+		if code := refused.wait(t); code != 1 || !strings.Contains(refused.stderr.String(), says) {
+			t.Errorf("%s: exit code %d, %s", setting, code, refused.stderr.String())
+		}
 	}
 	release(t, n)
 	c.finished(t, n, p, waiting, 0, arvados.StateComplete)

@@ -19,9 +19,9 @@ type Confinement struct {
 	// made for a container; "" is none.
 	SELinuxLabel, SELinuxMountLabel string
 	// UserNamespaceFirst and UserNamespaceCount are the host's user and group ids
-	// that containers get for theirs; a count of 0 means no user namespace. With more
-	// than one of UserNamespaceRanges, which follow each other, each container has one
-	// for itself; else all have the same.
+	// that containers get for theirs; a count of 0 means no user namespace. If
+	// UserNamespaceRanges is not 0, there are so many ranges, which follow each other,
+	// and each container has one for itself; else all have the same.
 	UserNamespaceFirst, UserNamespaceCount, UserNamespaceRanges uint32
 	// Init makes a small init the first process of containers.
 	Init bool
@@ -52,20 +52,17 @@ var userNamespaceSetting = setting{
 			return nil
 		}
 		parts := strings.Split(text, ":")
-		if len(parts) == 2 {
-			parts = append(parts, "1")
-		}
 		var numbers [3]uint64
-		ok := len(parts) == len(numbers)
-		for i := 0; ok && i < len(numbers); i++ {
+		ok := len(parts) == 2 || len(parts) == 3
+		for i := 0; ok && i < len(parts); i++ {
 			var err error
 			numbers[i], err = strconv.ParseUint(parts[i], 10, 31)
-			ok = err == nil
+			ok = err == nil && numbers[i] > 0
 		}
 		first, count, ranges := numbers[0], numbers[1], numbers[2]
 		// Accounts and system services have the lower ids; 2^31 and more are not
 		// ids everywhere.
-		if !ok || first < minIDs || count < minIDs || ranges < 1 || first+count*ranges > math.MaxInt32 {
+		if !ok || first < minIDs || count < minIDs || first+count*max(ranges, 1) > math.MaxInt32 {
 			return fmt.Errorf("must be off, or FIRST:COUNT with both at least %d, or FIRST:COUNT:CONTAINERS; nobody on this node may have any of these ids (see /etc/subuid), and there are less than 2^31", minIDs)
 		}
 		s.UserNamespaceFirst, s.UserNamespaceCount, s.UserNamespaceRanges = uint32(first), uint32(count), uint32(ranges)
@@ -76,7 +73,7 @@ var userNamespaceSetting = setting{
 			return "off"
 		}
 		text := fmt.Sprintf("%d:%d", s.UserNamespaceFirst, s.UserNamespaceCount)
-		if s.UserNamespaceRanges > 1 {
+		if s.UserNamespaceRanges > 0 {
 			text += fmt.Sprintf(":%d", s.UserNamespaceRanges)
 		}
 		return text

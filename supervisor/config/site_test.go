@@ -225,7 +225,7 @@ func TestDescribeRoundTrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Confinement{Init: true, UserNamespaceFirst: 200000, UserNamespaceCount: 70000, UserNamespaceRanges: 1, NoNewPrivileges: true, AppArmorProfile: "lab", SELinuxLabel: "u:r:t:s0:c1,c2", Umask: 7, ShmSize: 1e9,
+	want := Confinement{Init: true, UserNamespaceFirst: 200000, UserNamespaceCount: 70000, NoNewPrivileges: true, AppArmorProfile: "lab", SELinuxLabel: "u:r:t:s0:c1,c2", Umask: 7, ShmSize: 1e9,
 		Ulimits: []Ulimit{{"core", 0, 0}, {"memlock", 1, math.MaxUint64}}}
 	if !reflect.DeepEqual(first.Confinement, want) {
 		t.Errorf("%+v", first.Confinement)

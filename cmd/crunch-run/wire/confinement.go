@@ -75,7 +75,7 @@ const idLocks = "crunch-run-ids"
 // of them, remains exists as long as something of this one does.
 func (j Job) lendIDs(first idmap.Range, remains string) (*idmap.Lease, error) {
 	dir := filepath.Join(j.Site.LockDir, idLocks)
-	if n := j.Site.UserNamespaceRanges; n > 1 {
+	if n := j.Site.UserNamespaceRanges; n > 0 {
 		return first.Take(dir, n, remains)
 	}
 	return first.Share(dir)

@@ -74,7 +74,7 @@ func main() {
 			check(syscall.Chdir("directory"))
 		}
 		fmt.Println(args[1])
-	case "traced": // traced leader|exec|thread|thread-signal: makes its parent its tracer
+	case "traced": // traced leader|exec|thread|thread-signal|thread-exec: makes its parent its tracer
 		traced(args[0])
 	case "zombies": // zombies COUNT: children that nobody waits for
 		for range number(args[0]) {

@@ -33,14 +33,17 @@ func traced(how string) {
 	case "exec":
 		me()
 		check(syscall.Exec("/bin/sh", []string{"sh", "-c", "echo traced; exit 7"}, os.Environ()))
-	case "thread", "thread-signal":
+	case "thread", "thread-signal", "thread-exec":
 		done := make(chan struct{})
 		go func() {
 			runtime.LockOSThread() // the thread ends with the goroutine
 			defer close(done)
 			me()
-			if how == "thread-signal" {
+			switch how {
+			case "thread-signal":
 				shot()
+			case "thread-exec": // it becomes the first thread
+				check(syscall.Exec("/bin/sh", []string{"sh", "-c", "echo traced; exit 7"}, os.Environ()))
 			}
 		}()
 		<-done
