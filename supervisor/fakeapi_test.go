@@ -44,7 +44,7 @@ type fakeAPI struct {
 	logs        int                       // saves of the log
 	savedLog    string                    // its hash
 	output      string                    // the hash of the output
-	calls       []call                    // in order of their ends
+	calls       []*call                   // in the order they came in
 	refuse      func(*call) (status int)  // 0: do not
 	edit        func(c *call, answer any) // may change what is answered
 	states      []string                  // sent and accepted
@@ -116,17 +116,40 @@ func (a *fakeAPI) put(manifest string) string {
 	return pdh
 }
 
+// arrived notes a call when it comes, as one that fails unless it is answered: that
+// its client has gone may be seen here long after the client's next call.
+func (a *fakeAPI) arrived(c *call) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	c.Failed = true
+	a.calls = append(a.calls, c)
+}
+
+// forget takes back a call that a test has refused before it was looked at.
+func (a *fakeAPI) forget(c *call) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.calls = slices.DeleteFunc(a.calls, func(o *call) bool { return o == c })
+}
+
+// called returns the calls so far.
+func (a *fakeAPI) called() (all []call) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, c := range a.calls {
+		all = append(all, *c)
+	}
+	return all
+}
+
 // ServeHTTP implements http.Handler.
 func (a *fakeAPI) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	c, err := a.understand(r)
 	if err == nil {
+		a.arrived(c)
 		err = a.w.op(r.Context(), c.label)
 	}
 	if r.Context().Err() != nil { // the client has gone
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		c.Failed = true
-		a.calls = append(a.calls, *c)
 		// Not return: that would be an answer, 200, which may still arrive.
 		panic(http.ErrAbortHandler)
 	}
@@ -139,7 +162,8 @@ func (a *fakeAPI) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 			a.edit(c, answer)
 		}
 		c.Failed, c.savedLog, c.output = err != nil, a.savedLog, a.output
-		a.calls = append(a.calls, *c)
+	} else if c != nil {
+		a.forget(c)
 	}
 	rw.Header().Set("Content-Type", "application/json")
 	if err != nil {

@@ -467,7 +467,7 @@ func (s *scenario) checkLines(t *testing.T, log string) {
 
 func (s *scenario) checkCalls(t *testing.T, w *world) {
 	var got []call
-	for _, c := range w.api.calls {
+	for _, c := range w.api.called() {
 		// Images and inputs are read through the API, not through the FUSE mount.
 		reads := c.Token == "container" && c.Method == "GET" && strings.HasPrefix(c.Path, "/arvados/v1/collections/")
 		again := len(got) > 0 && c.Failed && got[len(got)-1].label == c.label

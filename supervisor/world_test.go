@@ -334,7 +334,7 @@ func (w *world) checkInvariants() {
 		w.t.Errorf("mounts left behind: %v", m)
 	}
 	said := w.stderr.String()
-	for _, c := range w.api.calls {
+	for _, c := range w.api.called() {
 		said += fmt.Sprint(c.Params)
 	}
 	for _, text := range w.savedFiles() {

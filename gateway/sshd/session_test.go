@@ -47,7 +47,7 @@ func TestLoginUser(t *testing.T) {
 		"../../root":    {"", "unable to find user ../../root: no matching entries in passwd file\n", 1},
 		"root\nalice":   {"", "unable to find user \"root\\nalice\": no matching entries in passwd file\n", 1},
 		"\x1b[2Jx\x00":  {"", "the command, its environment or its account contains a NUL byte\n", 1},
-		"alice:x:0:0::": {"", "unable to find group x:0:0::: no matching entries in group file\n", 1},
+		"alice:x:0:0::": {"", "unable to find group x: no matching entries in group file\n", 1},
 	} {
 		d.listen(gateway.SSHOptions{LoginUser: user})
 		if r := exec(t, d.client(), "sh -c 'echo $(id -u) $(id -g) $HOME'", nil); r != want {
